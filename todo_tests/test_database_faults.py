@@ -1,0 +1,462 @@
+"""The database cut off, stopped, killed, locked, silent: nothing lost, and well again by itself.
+
+Edge cases "Database Connection Failure" and "Database Query Timeout"; FR-025 to FR-029, SC-010.
+"""
+
+import asyncio
+import re
+import statistics
+import time
+import urllib.parse
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+from todo_tests.damage import (
+    DATABASE_TIMEOUT,
+    DATABASE_UNAVAILABLE,
+    NOT_READY,
+    ON_EVERY_ANSWER,
+    Answer,
+    Caller,
+    Life,
+    Wire,
+    served,
+    soon,
+    together,
+)
+from todo_tests.support import ORIGIN, OwnPostgres, Serve, Server, free_port
+
+NewPostgres = Callable[..., OwnPostgres]
+ONE_SHAPE = {**ON_EVERY_ANSWER, "access-control-allow-origin": ORIGIN}
+
+
+def is_error(answer: Answer, body: Any, *, within: float) -> None:
+    """A 500 that a page of the frontend can read, in time."""
+    assert (answer.status, answer.body) == (500, body)
+    assert {**answer.headers, **ONE_SHAPE} == answer.headers
+    assert answer.seconds < within
+
+
+def lines(server: Server) -> list[str]:
+    return server.stderr().splitlines()
+
+
+def titles(postgres: OwnPostgres, url: str) -> Counter[str]:
+    return Counter(
+        title for (title,) in postgres.execute("select title from tasks", database_url=url)
+    )
+
+
+def cut_idle(admin: psycopg.Connection[Any], url: str) -> int:
+    """What Neon does on every suspend. Returns how many connections there were."""
+    name = urllib.parse.urlsplit(url).path[1:]
+    row = admin.execute(
+        "select count(pg_terminate_backend(pid, 5000)) from pg_stat_activity where datname = %s",
+        (name,),
+    ).fetchone()
+    return int(row[0]) if row else 0
+
+
+# Idle connections
+
+
+def test_no_request_sees_that_idle_connections_were_cut_again_and_again(
+    own_postgres: NewPostgres, serve: Serve
+) -> None:
+    postgres = own_postgres()
+    url = postgres.create_database(schema=True)
+    server = serve({"DB_POOL_SIZE": "8"}, database_url=url)
+    lives = [Life(server.port, seed) for seed in range(24)]
+
+    async def rounds() -> int:
+        with psycopg.connect(postgres.url, autocommit=True) as admin:
+            for _ in range(15):
+                await together(life.steps(3) for life in lives)
+                cut = cut_idle(admin, url)
+                assert cut >= 1
+        return cut
+
+    asyncio.run(rounds())
+    assert max(life.slowest for life in lives) < 1.0
+    assert " 500 " not in server.stderr()
+
+
+async def test_a_request_is_one_round_trip_and_one_statement_after_a_cut_too(
+    own_postgres: NewPostgres, serve: Serve
+) -> None:
+    postgres = own_postgres()
+    url = postgres.create_database(schema=True)
+    async with Wire(postgres.port).laid() as wire:
+        server = await asyncio.to_thread(serve, {"DB_POOL_SIZE": "2"}, database_url=wire.url(url))
+        caller = Caller(server.port)
+        await together(Life(server.port).steps(60) for _ in range(2))
+
+        task = await caller.create()
+        wire.spoken.clear()
+        for _ in range(10):
+            assert (await caller.ask("GET", str(task["id"]))).body == task
+        assert wire.said(b"EQ") == 10, "one statement a request"
+        assert wire.said(b"SQ") == 10, "one round trip a request"
+        assert wire.said(b"P") == 0, "prepared by now"
+
+        with psycopg.connect(postgres.url, autocommit=True) as admin:
+            for _ in range(5):
+                assert cut_idle(admin, url) >= 1
+                wire.spoken.clear()
+                assert (await caller.ask("GET", str(task["id"]))).body == task
+                assert wire.said(b"EQ") == 1, "no extra statement after the cut"
+
+
+# Outages
+
+
+@pytest.fixture(scope="module")
+def an_outage() -> Callable[..., Any]:
+    """A database that stops, and comes back; seen by a caller all along, and by one afterwards."""
+
+    async def outage(postgres: OwnPostgres, busy: Server, idle: Server, seconds: float) -> Any:
+        caller, late = Caller(busy.port), Caller(idle.port)
+        assert await served(caller)()
+        assert await served(late)()
+        before = len(lines(busy)), len(lines(idle))
+        await asyncio.to_thread(postgres.stop)
+
+        refused = []
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            refused += await together(
+                Caller(busy.port).ask(*request)
+                for request in (("GET", ""), ("GET", "1"), ("POST", "", {"title": "Too late"}))
+            )
+            await asyncio.sleep(0.2)
+        alive = await caller.ask("GET", "/healthz")
+        ready = await caller.ask("GET", "/readyz")
+        said = [lines(busy)[before[0] :], lines(idle)[before[1] :]]
+
+        await asyncio.to_thread(postgres.start)
+        recovered = await together(
+            soon(served(each), within=2.0, why="no success within 2 s") for each in (caller, late)
+        )
+        ready_again = await caller.ask("GET", "/readyz")
+        return refused, alive, ready, said, recovered, ready_again
+
+    return outage
+
+
+def test_an_outage_is_answered_at_once_and_over_at_once(
+    own_postgres: NewPostgres, serve: Serve, an_outage: Callable[..., Any]
+) -> None:
+    """After a second; and after 20 s, when a pool that doubles its pauses would sleep for 16."""
+    postgres = own_postgres()
+    url = postgres.create_database(schema=True)
+    busy, idle = (serve({"DB_TIMEOUT": "2"}, database_url=url) for _ in range(2))
+    for seconds in (1.0, 20.0):
+        refused, alive, ready, said, recovered, ready_again = asyncio.run(
+            an_outage(postgres, busy, idle, seconds)
+        )
+        for answer in refused:
+            is_error(answer, DATABASE_UNAVAILABLE, within=3.0)
+        assert statistics.median(answer.seconds for answer in refused) < 0.5
+        assert (alive.status, alive.body) == (200, {"status": "ok"})
+        assert (ready.status, ready.body) == (503, NOT_READY)
+        assert (ready_again.status, ready_again.body) == (200, {"status": "ready"})
+        assert busy.process.poll() is None
+        assert idle.process.poll() is None
+        print(f"after {seconds} s back within {max(recovered):.2f} s")
+
+        faults = [line for line in said[0] if re.search(r" (WARNING|ERROR) ", line)]
+        assert any(re.search("(?i)refused|terminat|shutting down", line) for line in faults)
+        assert len(said[0]) <= 2 * len(refused) + seconds + 5, "a flood in the log"
+        assert len(said[1]) <= seconds + 5, "a flood in the log of a server that nobody calls"
+        assert not any("Traceback" in line for line in said[0] + said[1])
+
+
+def test_three_kills_under_writes_lose_nothing_and_double_nothing(
+    own_postgres: NewPostgres, serve: Serve
+) -> None:
+    postgres = own_postgres()
+    url = postgres.create_database(schema=True)
+    server = serve({"DB_TIMEOUT": "2"}, database_url=url)
+    answers: list[tuple[str, Answer]] = []
+
+    async def write(writer: int, ended: asyncio.Event) -> None:
+        caller, count = Caller(server.port), 0
+        while not ended.is_set():
+            title = f"{writer}/{count}"
+            count += 1
+            answers.append((title, await caller.ask("POST", "", {"title": title})))
+            if answers[-1][1].status != 201:
+                await asyncio.sleep(0.02)
+
+    async def kill_three_times() -> None:
+        ended = asyncio.Event()
+
+        def acknowledged() -> int:
+            return sum(answer.status == 201 for _, answer in answers)
+
+        async def kills() -> None:
+            try:
+                for _ in range(3):
+                    goal = acknowledged() + 200
+
+                    async def enough(goal: int = goal) -> bool:
+                        return acknowledged() > goal
+
+                    await soon(enough, within=30.0, why="no writes")
+                    await asyncio.to_thread(postgres.kill)
+                    await asyncio.to_thread(postgres.start)
+                await soon(served(Caller(server.port)), within=2.0, why="not back after 2 s")
+            finally:
+                ended.set()
+
+        await together([kills(), *(write(writer, ended) for writer in range(16))])
+
+    asyncio.run(kill_three_times())
+    kinds = Counter(answer.status for _, answer in answers)
+    assert set(kinds) == {201, 500}
+    for _, answer in answers:
+        if answer.status == 500:
+            is_error(answer, answer.body, within=3.0)
+            assert answer.body in (DATABASE_UNAVAILABLE, DATABASE_TIMEOUT)
+    stored = titles(postgres, url)
+    lost = [title for title, answer in answers if answer.status == 201 and not stored[title]]
+    assert lost == []
+    assert [title for title, count in stored.items() if count > 1] == []
+    print(f"{kinds[201]} acknowledged, {kinds[500]} refused, none lost or doubled")
+
+
+# Statements that hang
+
+
+def test_a_locked_table_is_a_timeout_for_all_and_costs_no_connection(
+    own_postgres: NewPostgres, serve: Serve
+) -> None:
+    postgres = own_postgres()
+    url = postgres.create_database(schema=True)
+    server = serve({"DB_TIMEOUT": "2", "DB_POOL_SIZE": "10"}, database_url=url)
+
+    async def lock_thrice() -> list[float]:
+        callers = [Caller(server.port) for _ in range(40)]
+        ids = [(await caller.create())["id"] for caller in callers]
+        requests: list[tuple[Any, ...]] = []
+        for number, task in enumerate(ids):
+            kinds = [("GET", ""), ("GET", f"{task}"), ("PATCH", f"{task}/complete")]
+            kinds += [("POST", "", {"title": "Hung"}), ("PUT", f"{task}", {"title": "Hung"})]  # type: ignore[list-item]
+            requests.append(([*kinds, ("DELETE", f"{task}")])[number % 6])
+        waits = []
+        for _ in range(3):
+            with psycopg.connect(url) as locker, psycopg.connect(url, autocommit=True) as watcher:
+                locker.execute("lock table tasks in access exclusive mode")
+                answers = await together(
+                    caller.ask(*request) for caller, request in zip(callers, requests, strict=True)
+                )
+                for answer in answers:
+                    is_error(answer, DATABASE_TIMEOUT, within=3.0)
+                waits.append(max(answer.seconds for answer in answers))
+
+                async def cancelled(watcher: psycopg.Connection[Any] = watcher) -> bool:
+                    row = watcher.execute(
+                        "select count(*) from pg_locks join pg_stat_activity using (pid)"
+                        " where not granted and datname = current_database()"
+                    ).fetchone()
+                    return row == (0,)
+
+                await soon(cancelled, within=1.0, why="statements still wait on the server")
+            # The lock is gone: all are served at once, as if nothing had been.
+            lists = await together(caller.ask("GET", "") for caller in callers)
+            for task, answer in zip(ids, lists, strict=True):
+                assert (answer.status, len(answer.body)) == (200, 1), "a timed-out write happened"
+                told = answer.body[0]
+                assert (told["id"], told["title"]) == (task, "Buy groceries")
+                assert told["completed"] is False
+            assert max(answer.seconds for answer in lists) < 1.5
+        return waits
+
+    waits = asyncio.run(lock_thrice())
+    print(f"40 callers, pool of 10, DB_TIMEOUT 2 s: all answered within {max(waits):.2f} s")
+
+
+def test_a_locked_row_holds_up_only_its_own_callers(
+    own_postgres: NewPostgres, serve: Serve
+) -> None:
+    postgres = own_postgres()
+    url = postgres.create_database(schema=True)
+    server = serve({"DB_TIMEOUT": "2"}, database_url=url)
+
+    async def lock() -> None:
+        owner, others = Caller(server.port), [Life(server.port, seed) for seed in range(8)]
+        task = await owner.create()
+        with psycopg.connect(url) as locker:
+            locker.execute("select from tasks where id = %s for update", (task["id"],))
+            hung, read, *_ = await together(
+                [
+                    owner.ask("PATCH", f"{task['id']}/complete"),
+                    Caller(server.port, owner.user).ask("GET", f"{task['id']}"),
+                    *(life.steps(20) for life in others),
+                ]
+            )
+        is_error(hung, DATABASE_TIMEOUT, within=3.0)
+        assert read.body == task
+        assert max(life.slowest for life in others) < 1.0
+        assert (await owner.ask("PATCH", f"{task['id']}/complete")).status == 200
+
+    asyncio.run(lock())
+
+
+async def test_a_network_that_falls_silent_is_a_timeout_and_nothing_more(
+    own_postgres: NewPostgres, serve: Serve
+) -> None:
+    """No packet comes through, not even that of the cancellation."""
+    postgres = own_postgres()
+    url = postgres.create_database(schema=True)
+    async with Wire(postgres.port).laid() as wire:
+        settings = {"DB_TIMEOUT": "2", "DB_POOL_SIZE": "4"}
+        server = await asyncio.to_thread(serve, settings, database_url=wire.url(url))
+        callers = [Caller(server.port) for _ in range(12)]
+        await together(caller.ask("GET", "") for caller in callers)
+        wire.flowing.clear()
+        for _ in range(2):
+            answers = await together(caller.ask("GET", "") for caller in callers)
+            for answer in answers:
+                assert answer.body in (DATABASE_TIMEOUT, DATABASE_UNAVAILABLE)
+                is_error(answer, answer.body, within=3.0)
+        assert (await callers[0].ask("GET", "/healthz")).status == 200
+        wire.flowing.set()
+
+        async def all_served() -> bool:
+            answers = await together(caller.ask("GET", "") for caller in callers)
+            return all(answer.status == 200 for answer in answers)
+
+        await soon(all_served, within=2.0, why="not back within 2 s")
+
+
+# Connections lost in flight
+
+
+READS = {"list": ("GET", ""), "get": ("GET", "{id}")}
+WRITES: dict[str, tuple[Any, ...]] = {
+    "create": ("POST", "", {"title": "Once"}),
+    "update": ("PUT", "{id}", {"title": "Once"}),
+    "toggle": ("PATCH", "{id}/complete"),
+    "delete": ("DELETE", "{id}"),
+}
+MOMENTS = {"before-the-database-hears-of-it": False, "after-the-database-has-done-it": True}
+
+
+async def lose(
+    kind: str,
+    request: tuple[Any, ...],
+    *,
+    answered: bool,
+    postgres: OwnPostgres,
+    serve: Serve,
+    times: int = 1,
+) -> tuple[Answer, int, Any, list[Any]]:
+    """Lose the connections of one request.
+
+    Returns its answer, how often the statement was sent, the task before, the tasks afterwards.
+    """
+    url = postgres.create_database(schema=True)
+    async with Wire(postgres.port).laid() as wire:
+        server = await asyncio.to_thread(serve, database_url=wire.url(url))
+        caller = Caller(server.port)
+        before = await caller.create()
+        method, path, *body = request
+        wire.spoken.clear()
+        wire.cut(caller.user, answered=answered, times=times)
+        answer = await caller.ask(method, path.format(id=before["id"]), *body)
+        sent = wire.said(b"BQ", caller.user)
+        wire.cut(caller.user, answered=answered, times=0)
+        after = await caller.ask("GET", "")
+        assert after.status == 200, kind
+        return answer, sent, before, after.body
+
+
+@pytest.fixture(scope="module")
+def postgres_behind_a_wire() -> Any:
+    postgres = OwnPostgres().start()
+    yield postgres
+    postgres.remove()
+
+
+@pytest.mark.parametrize("answered", MOMENTS.values(), ids=MOMENTS)
+@pytest.mark.parametrize("kind", READS)
+async def test_a_read_that_lost_its_connection_is_sent_once_more(
+    kind: str, answered: bool, postgres_behind_a_wire: OwnPostgres, serve: Serve
+) -> None:
+    answer, sent, before, _ = await lose(
+        kind, READS[kind], answered=answered, postgres=postgres_behind_a_wire, serve=serve
+    )
+    assert (answer.status, answer.body) == (200, [before] if kind == "list" else before)
+    assert sent == 2
+
+
+async def test_a_read_is_sent_no_third_time(
+    postgres_behind_a_wire: OwnPostgres, serve: Serve
+) -> None:
+    answer, sent, _, _ = await lose(
+        "get", READS["get"], answered=True, times=9, postgres=postgres_behind_a_wire, serve=serve
+    )
+    is_error(answer, DATABASE_UNAVAILABLE, within=6.0)
+    assert sent == 2
+
+
+@pytest.mark.parametrize("answered", MOMENTS.values(), ids=MOMENTS)
+@pytest.mark.parametrize("kind", WRITES)
+async def test_a_write_that_lost_its_connection_is_never_repeated(
+    kind: str, answered: bool, postgres_behind_a_wire: OwnPostgres, serve: Serve
+) -> None:
+    answer, sent, before, after = await lose(
+        kind, WRITES[kind], answered=answered, postgres=postgres_behind_a_wire, serve=serve
+    )
+    is_error(answer, DATABASE_UNAVAILABLE, within=6.0)
+    assert sent == 1
+    done = {
+        "create": [{"title": "Once"}, {"title": before["title"]}],
+        "update": [{"title": "Once"}],
+        "toggle": [{"completed": True}],
+        "delete": [],
+    }
+    expected = done[kind] if answered else [before]
+    assert [{**task, **told} for task, told in zip(after, expected, strict=True)] == after
+
+
+# Start-up
+
+
+def test_start_up_waits_for_a_database_that_is_down_for_a_moment(
+    own_postgres: NewPostgres, serve: Serve
+) -> None:
+    postgres = own_postgres()
+    url = postgres.create_database(schema=True)
+    postgres.stop()
+    server = serve(database_url=url, wait=False)
+    server.wait_for("waiting", within=5.0)
+    time.sleep(2.0)
+    assert server.process.poll() is None
+    assert "listening" not in server.stderr()
+    postgres.start()
+    server.wait_for("listening on http://", within=3.0)
+    assert asyncio.run(Caller(server.port).create())["title"] == "Buy groceries"
+    assert len([line for line in lines(server) if "waiting" in line]) == 1
+
+
+def test_start_up_gives_up_on_a_database_that_stays_away(serve: Serve) -> None:
+    start = time.monotonic()
+    nobody = f"postgresql://someone:a-password@127.0.0.1:{free_port()}/todo"
+    given_up = [
+        serve({"WORKERS": workers}, database_url=nobody, wait=False) for workers in ("1", "2")
+    ]
+    for server in given_up:
+        assert server.wait(within=20.0) == 1
+        assert time.monotonic() - start >= 9.5
+        waiting, *message = lines(server)
+        assert "waiting up to 10 s for the database" in waiting
+        assert "cannot be reached" in message[0]
+        assert len(message) <= 3
+        assert "Traceback" not in server.stderr()
+        assert "a-password" not in server.stdout() + server.stderr()
