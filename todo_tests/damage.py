@@ -305,7 +305,8 @@ class Wire:
         upward = asyncio.create_task(self._up(from_client, to_server, doomed))
         downward = asyncio.create_task(self._down(from_server, to_client, doomed))
         try:
-            await asyncio.wait([upward, downward], return_when=asyncio.FIRST_COMPLETED)
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([upward, downward], return_when=asyncio.FIRST_COMPLETED)
         finally:
             upward.cancel()
             downward.cancel()
@@ -362,8 +363,8 @@ class Bouncer:
 
     program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
 
-    def __init__(self, postgres: OwnPostgres, **settings: object) -> None:
-        self.target = postgres.port
+    def __init__(self, port: int, **settings: object) -> None:
+        self.target = port
         self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="todo-bouncer-"))
         self.process: subprocess.Popen[bytes] | None = None

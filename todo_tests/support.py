@@ -32,7 +32,7 @@ AUTH_URL = "http://localhost:3000"
 ORIGIN = "http://localhost:3000"
 
 
-def token(user: str | None, *, key: str = SECRET, **claims: object) -> str:
+def token(user: str | None, /, *, key: str = SECRET, **claims: object) -> str:
     """An HS256 token for the user; a claim set to None is left out."""
     now = int(time.time())
     payload = {"sub": user, "iat": now, "exp": now + 3600} | claims
@@ -40,7 +40,7 @@ def token(user: str | None, *, key: str = SECRET, **claims: object) -> str:
     return jwt.encode(payload, key, "HS256")
 
 
-def bearer(user: str | None, **claims: object) -> dict[str, str]:
+def bearer(user: str | None, /, **claims: object) -> dict[str, str]:
     """The Authorization header with such a token."""
     return {"Authorization": f"Bearer {token(user, **claims)}"}
 
@@ -335,6 +335,12 @@ class Server:
             raise AssertionError(f"no {text!r} in its log: {reason}\n{self.stderr()}") from None
         return self.stderr()
 
+    def wait_until_it_serves(self) -> None:
+        """Wait for the log to say where it listens, and for the answer to a first request."""
+        log = self.wait_for("listening on http://")
+        url = log.partition("listening on ")[2].split()[0].replace("//0.0.0.0:", "//127.0.0.1:")
+        httpx.get(f"{url}/healthz", headers={"X-Request-ID": "first"}, timeout=30.0)
+
     def log_lines(self, text: str, *, count: int = 1) -> list[str]:
         """The lines of the log that hold the text, once there are so many."""
 
@@ -384,7 +390,11 @@ def plain_environment(**variables: str | None) -> dict[str, str]:
 
 @contextmanager
 def servers(default_database_url: str) -> Iterator[Serve]:
-    """A factory of server processes; those that still run at the end are killed."""
+    """A factory of `todo.py` processes; those that still run at the end are killed.
+
+    Each runs in a folder of its own that holds only the `files`, or again in the `folder` of
+    another. Its environment is complete, but for the overrides; None takes a variable away.
+    """
     with tempfile.TemporaryDirectory(prefix="todo-serve-") as base:
         started: list[Server] = []
 
@@ -396,8 +406,12 @@ def servers(default_database_url: str) -> Iterator[Serve]:
             wait: bool = True,
             files: Sequence[str] = ("todo.py",),
             command: Sequence[str] = (sys.executable, "todo.py"),
+            folder: Path | None = None,
+            dotenv: str | None = None,
         ) -> Server:
-            folder = Path(tempfile.mkdtemp(dir=base))
+            folder = folder or Path(tempfile.mkdtemp(dir=base))
+            if dotenv is not None:
+                (folder / ".env").write_text(dotenv, "utf-8")
             for name in files:
                 shutil.copy(ROOT / name, folder / name)
             variables: dict[str, str | None] = {
@@ -411,7 +425,7 @@ def servers(default_database_url: str) -> Iterator[Serve]:
             server = Server(folder, plain_environment(**variables), [*command, *args], port)
             started.append(server)
             if wait:
-                server.wait_for("listening on http://")
+                server.wait_until_it_serves()
             return server
 
         try:

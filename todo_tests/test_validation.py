@@ -187,7 +187,7 @@ async def test_what_is_just_within_the_limits_is_stored(
     [
         pytest.param('"y": {"title": null, "z": [1, {}]}', id="nested"),
         pytest.param('"y": 1e400', id="a number beyond doubles"),
-        pytest.param('"y": ' + "9" * 5000, id="an integer of 5000 digits"),
+        pytest.param('"y": ' + "9" * 4000, id="an integer of 4000 digits"),
         pytest.param('"Title": 5, "TITLE": null, " title": []', id="names that look alike"),
         pytest.param('"y": "\\u0000"', id="NUL where it is not stored"),
         pytest.param('"": 1, "__proto__": {}, "model_config": 1', id="odd names"),

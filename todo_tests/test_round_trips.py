@@ -1,0 +1,212 @@
+"""One round trip a request: counted by PostgreSQL's own log, and on the wire."""
+
+import ast
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from todo_tests.support import ROOT, SECRET, Account, OwnPostgres, Relay, bearer, new_user, path_of
+
+JSON = {"Content-Type": "application/json"}
+TOO_LARGE = b"x" * 70_000
+NOWHERE = 9223372036854775807
+
+# (statements, status, method, path, request); {mine} and {theirs} are fresh tasks.
+Case = tuple[int, int, str, str, dict[str, Any]]
+CASES: dict[str, Case] = {
+    "list": (1, 200, "GET", "/api/{me}/tasks", {}),
+    "list by status": (1, 200, "GET", "/api/{me}/tasks?completed=true", {}),
+    "create": (1, 201, "POST", "/api/{me}/tasks", {"json": {"title": "x"}}),
+    "read": (1, 200, "GET", "/api/{me}/tasks/{mine}", {}),
+    "read, HEAD": (1, 200, "HEAD", "/api/{me}/tasks/{mine}", {}),
+    "update": (1, 200, "PUT", "/api/{me}/tasks/{mine}", {"json": {"title": "y"}}),
+    "update of all": (
+        1,
+        200,
+        "PUT",
+        "/api/{me}/tasks/{mine}",
+        {"json": {"title": "y", "description": None, "completed": True}},
+    ),
+    "toggle": (1, 200, "PATCH", "/api/{me}/tasks/{mine}/complete", {}),
+    "delete": (1, 204, "DELETE", "/api/{me}/tasks/{mine}", {}),
+    "read of another's": (1, 403, "GET", "/api/{me}/tasks/{theirs}", {}),
+    "update of another's": (1, 403, "PUT", "/api/{me}/tasks/{theirs}", {"json": {"title": "y"}}),
+    "toggle of another's": (1, 403, "PATCH", "/api/{me}/tasks/{theirs}/complete", {}),
+    "delete of another's": (1, 403, "DELETE", "/api/{me}/tasks/{theirs}", {}),
+    "read of none": (1, 404, "GET", f"/api/{{me}}/tasks/{NOWHERE}", {}),
+    "update of none": (1, 404, "PUT", f"/api/{{me}}/tasks/{NOWHERE}", {"json": {"title": "y"}}),
+    "toggle of none": (1, 404, "PATCH", f"/api/{{me}}/tasks/{NOWHERE}/complete", {}),
+    "delete of none": (1, 404, "DELETE", f"/api/{{me}}/tasks/{NOWHERE}", {}),
+    "readiness": (1, 200, "GET", "/readyz", {}),
+    "health": (0, 200, "GET", "/healthz", {}),
+    "401 without a token": (0, 401, "GET", "/api/{me}/tasks", {"headers": {"Authorization": ""}}),
+    "401 with a bad one": (0, 401, "GET", "/api/{me}/tasks", {"headers": bearer("u", exp=1)}),
+    "403 by path": (0, 403, "DELETE", "/api/{other}/tasks/{theirs}", {}),
+    "404 route": (0, 404, "GET", "/api/{me}/tusks", {}),
+    "405": (0, 405, "DELETE", "/api/{me}/tasks", {}),
+    "413": (0, 413, "POST", "/api/{me}/tasks", {"content": TOO_LARGE, "headers": JSON}),
+    "415": (0, 415, "PUT", "/api/{me}/tasks/{mine}", {"content": b"{}"}),
+    "422 path": (0, 422, "DELETE", "/api/{me}/tasks/0", {}),
+    "422 query": (0, 422, "GET", "/api/{me}/tasks?completed=maybe", {}),
+    "422 body": (0, 422, "PUT", "/api/{me}/tasks/{mine}", {"json": {"title": ""}}),
+    "preflight": (
+        0,
+        204,
+        "OPTIONS",
+        "/api/{me}/tasks",
+        {"headers": {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "PUT"}},
+    ),
+}
+cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+@pytest.fixture(scope="module")
+def watched() -> Iterator[OwnPostgres]:
+    """A PostgreSQL that logs every statement of every connection, transaction control included."""
+    postgres = OwnPostgres(log_statement="all", log_parameter_max_length=0)
+    try:
+        yield postgres.start()
+    finally:
+        postgres.remove()
+
+
+@pytest.fixture(scope="module")
+def relay(watched: OwnPostgres) -> Iterator[Relay]:
+    with Relay(watched.port) as relay:
+        yield relay
+
+
+@pytest.fixture(scope="module")
+async def open_client(watched: OwnPostgres, relay: Relay) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an app with a single connection, which goes through the relay."""
+    import todo
+
+    settings = todo.Settings(
+        _env_file=None,
+        neon_db_url=relay.url(watched.create_database(schema=True)),
+        better_auth_secret=SECRET,
+        better_auth_url="http://localhost:3000",
+        db_pool_size=1,
+    )
+    app = todo.create_app(settings)
+    transport = httpx.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://testserver") as client,
+    ):
+        yield client
+
+
+async def requests_of(client: httpx.AsyncClient, case: Case) -> Callable[[], Any]:
+    """What makes the request once, with its tasks there before it starts."""
+    _, status, method, path, request = case
+    account, other = Account(client, new_user()), Account(client, new_user())
+    names = {"me": account.user, "other": other.user}
+    names |= {"mine": (await account.create())["id"], "theirs": (await other.create())["id"]}
+    headers = {**bearer(account.user), **request.get("headers", {})}
+    if not headers.get("Authorization"):
+        headers.pop("Authorization")
+
+    async def once() -> None:
+        response = await client.request(
+            method, path.format(**names), **{**request, "headers": headers}
+        )
+        assert response.status_code == status, response.text
+
+    return once
+
+
+def statements(log: str) -> list[str]:
+    """The statements in a log, of whichever protocol."""
+    return re.findall(r"LOG:  (?:statement|execute [^:]*|fastpath [^:]*): (.*)", log)
+
+
+@cases
+async def test_one_statement_a_request_reaches_the_database(
+    open_client: httpx.AsyncClient, watched: OwnPostgres, case: Case
+) -> None:
+    """Design 5: none before it, none around it, on no connection; at the first and every time."""
+    for _ in range(8):
+        once = await requests_of(open_client, case)
+        before = len(watched.log)
+        await once()
+        sent = statements(watched.log[before:])
+        assert len(sent) == case[0], sent
+
+
+@cases
+async def test_one_round_trip_a_request_goes_over_the_wire(
+    open_client: httpx.AsyncClient, relay: Relay, case: Case
+) -> None:
+    """Design 5: none more for checking, preparing or returning a connection, either."""
+    for _ in range(8):
+        once = await requests_of(open_client, case)
+        before = relay.round_trips
+        await once()
+        assert relay.round_trips - before == case[0]
+
+
+@cases
+async def test_every_statement_has_the_owner_in_its_where(
+    open_client: httpx.AsyncClient, watched: OwnPostgres, case: Case
+) -> None:
+    """FR-021; and FR-019, Edge case: SQL Injection Attempts: values travel apart, never in SQL."""
+    once = await requests_of(open_client, case)
+    before = len(watched.log)
+    await once()
+    log = watched.log[before:]
+    assert "user-" not in log
+    if re.search(r"\b(FROM|UPDATE) tasks\b", log):
+        assert re.search(r"\bWHERE\b[^)]*\btasks\.user_id = \$\d", log), log
+
+
+async def test_a_new_connection_costs_its_request_no_second_statement(
+    open_client: httpx.AsyncClient, watched: OwnPostgres
+) -> None:
+    """Design 5: after all connections were cut, the next request still has one statement."""
+    account = Account(open_client, new_user())
+    await account.tasks()
+    watched.execute(
+        "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
+        " where pid <> pg_backend_pid() and backend_type = 'client backend'"
+    )
+    before = len(watched.log)
+    assert await account.tasks() == []
+    assert len(statements(watched.log[before:])) == 1
+
+
+def test_no_sql_is_written_by_hand_in_the_source() -> None:
+    """FR-019, as the design has it: statements are SQLAlchemy Core, SQL text is schema.sql's."""
+    tree = ast.parse((ROOT / "todo.py").read_text("utf-8"))
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and isinstance(node.body[0], ast.Expr)
+    }
+    sql = re.compile(
+        r"\s*(select|insert\s+into|update\s+\w+\s+set|delete\s+from|with\s+\w+\s+as|create\s+table"
+        r"|alter|drop|begin|commit|rollback|set|show|prepare|deallocate|listen)\b.*",
+        re.IGNORECASE | re.DOTALL,
+    )
+    texts = [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant)
+        and id(node) not in docstrings
+        and isinstance(node.value, str)
+        and sql.fullmatch(node.value)
+        and " " in node.value.strip()
+    ]
+    assert [text for text in texts if not text.startswith("Set it in the environment")] == []
+    imported = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sqlalchemy")
+        for alias in node.names
+    }
+    assert "text" not in imported
+    assert "select" in imported

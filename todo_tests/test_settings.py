@@ -1,0 +1,228 @@
+"""Environment variables: what is refused by name, what is accepted, and where it is read."""
+
+import re
+import socket
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from todo_tests.support import (
+    AUTH_URL,
+    ROOT,
+    SECRET,
+    Serve,
+    Server,
+    bearer,
+    free_port,
+    path_of,
+    servers,
+)
+
+if TYPE_CHECKING:
+    import todo
+
+PASSWORD = "hunter2-is-the-password"
+PLACEHOLDER = "the placeholder of .env.example"
+URL = f"postgresql://user:{PASSWORD}@127.0.0.1:1/todo"
+NAMES = {
+    *("NEON_DB_URL", "BETTER_AUTH_SECRET", "BETTER_AUTH_URL", "ALLOWED_ORIGINS", "LOG_LEVEL"),
+    *("PORT", "HOST", "WORKERS", "DB_POOL_SIZE", "DB_TIMEOUT"),
+    *("JWT_ISSUER", "JWT_AUDIENCE", "JWKS_URL"),
+}
+
+Variables = dict[str, str | None]
+REFUSED: dict[str, Variables] = {
+    "NEON_DB_URL missing": {"NEON_DB_URL": None},
+    "BETTER_AUTH_SECRET missing": {"BETTER_AUTH_SECRET": None},
+    "BETTER_AUTH_URL missing": {"BETTER_AUTH_URL": None},
+    "all three missing": dict.fromkeys(("NEON_DB_URL", "BETTER_AUTH_SECRET", "BETTER_AUTH_URL")),
+    "NEON_DB_URL empty": {"NEON_DB_URL": ""},
+    "BETTER_AUTH_SECRET empty": {"BETTER_AUTH_SECRET": ""},
+    "NEON_DB_URL of MySQL; a wildcard origin": {
+        "NEON_DB_URL": f"mysql://user:{PASSWORD}@localhost/todo",
+        "ALLOWED_ORIGINS": "*",
+    },
+    "NEON_DB_URL of SQLAlchemy; a wildcard among origins": {
+        "NEON_DB_URL": URL.replace("postgresql", "postgresql+psycopg"),
+        "ALLOWED_ORIGINS": "http://localhost:3000,*",
+    },
+    "NEON_DB_URL without a scheme; an origin with a wildcard host": {
+        "NEON_DB_URL": f"user:{PASSWORD}@localhost/todo",
+        "ALLOWED_ORIGINS": "https://*.example.com",
+    },
+    "NEON_DB_URL of keywords; an origin with a path": {
+        "NEON_DB_URL": f"host=localhost password={PASSWORD}",
+        "ALLOWED_ORIGINS": "https://example.com/app",
+    },
+    "NEON_DB_URL with a bad port; an origin with a slash": {
+        "NEON_DB_URL": URL.replace(":1/", ":port/"),
+        "ALLOWED_ORIGINS": "https://example.com/",
+    },
+    "NEON_DB_URL with unknown options; an origin without a scheme": {
+        "NEON_DB_URL": f"{URL}?no_such_option=1",
+        "ALLOWED_ORIGINS": "example.com",
+    },
+    "BETTER_AUTH_SECRET of 31 bytes; an origin of ftp": {
+        "BETTER_AUTH_SECRET": "s3cret-s3cret-s3cret-s3cret-s3c",
+        "ALLOWED_ORIGINS": "ftp://example.com",
+    },
+    "BETTER_AUTH_SECRET Better Auth's default; the null origin": {
+        "BETTER_AUTH_SECRET": "better-auth-secret-12345678901234567890",
+        "ALLOWED_ORIGINS": "null",
+    },
+    "BETTER_AUTH_SECRET of .env.example; an origin with a user": {
+        "BETTER_AUTH_SECRET": PLACEHOLDER,
+        "ALLOWED_ORIGINS": "https://user:pw@example.com",
+    },
+    "BETTER_AUTH_URL of ftp; an origin with a bad port": {
+        "BETTER_AUTH_URL": "ftp://localhost",
+        "ALLOWED_ORIGINS": "https://example.com:port",
+    },
+    "BETTER_AUTH_URL without a scheme; PORT too high; DB_TIMEOUT 0": {
+        "BETTER_AUTH_URL": "localhost:3000",
+        "PORT": "65536",
+        "DB_TIMEOUT": "0",
+    },
+    "BETTER_AUTH_URL without a host; PORT negative; DB_TIMEOUT nan": {
+        "BETTER_AUTH_URL": "http://",
+        "PORT": "-1",
+        "DB_TIMEOUT": "nan",
+    },
+    "WORKERS 0; DB_POOL_SIZE 0; JWKS_URL without a scheme": {
+        "WORKERS": "0",
+        "DB_POOL_SIZE": "0",
+        "JWKS_URL": "localhost/jwks",
+    },
+    "everything at once": {
+        "NEON_DB_URL": f"mysql://user:{PASSWORD}@localhost/todo",
+        "BETTER_AUTH_SECRET": "s3cret-s3cret-s3cret-s3cret-s3c",
+        "BETTER_AUTH_URL": None,
+        "ALLOWED_ORIGINS": "*",
+        "LOG_LEVEL": "LOUD",
+        "PORT": "http",
+        "DB_POOL_SIZE": "many",
+        "DB_TIMEOUT": "5 seconds",
+    },
+}
+
+
+def placeholder() -> str:
+    """What `.env.example` proposes as the secret."""
+    example = (ROOT / ".env.example").read_text("utf-8")
+    found = re.search(r"^BETTER_AUTH_SECRET=(.+)$", example, re.MULTILINE)
+    assert found, "no BETTER_AUTH_SECRET in .env.example"
+    return found[1].strip().strip("\"'")
+
+
+@pytest.fixture(scope="module")
+def refusals() -> Iterator[dict[str, Server]]:
+    """A start with each faulty environment, all at once."""
+    with servers(URL) as serve:
+        started = {}
+        for name, variables in REFUSED.items():
+            known = {PLACEHOLDER: placeholder()}
+            given = {key: known.get(value or "", value) for key, value in variables.items()}
+            started[name] = serve(given, wait=False)
+        yield started
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_start_with_faulty_variables_is_refused_by_name(
+    refusals: dict[str, Server], case: str
+) -> None:
+    """Edge case: Missing Environment Variables. All faults in one message, and no secret."""
+    server = refusals[case]
+    assert server.wait() == 1
+    message = server.stderr()
+    assert set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)*\b", message)) & NAMES == set(REFUSED[case])
+    assert server.stdout() == ""
+    assert "Traceback" not in message
+    assert "pydantic" not in message
+    secrets = [PASSWORD, SECRET, server.environment.get("BETTER_AUTH_SECRET") or SECRET]
+    assert not [secret for secret in secrets if secret in message]
+
+
+ACCEPTED: dict[str, dict[str, object]] = {
+    "postgres://": {"neon_db_url": URL.replace("postgresql", "postgres")},
+    "Neon's own": {
+        "neon_db_url": "postgresql://u:p@ep-cool-name-123456.us-east-2.aws.neon.tech/neondb"
+        "?sslmode=require&channel_binding=require"
+    },
+    "a socket": {"neon_db_url": "postgresql://postgres:@/postgres?host=/tmp"},
+    "a secret of 32 bytes": {"better_auth_secret": "0123456789abcdef0123456789abcdeF"},
+    "a secret of 16 two-byte characters": {"better_auth_secret": "é" * 16},
+    "https": {"better_auth_url": "https://auth.example.com"},
+    "a slash at the end": {"better_auth_url": "http://localhost:3000/"},
+    "IPv6 origins": {"allowed_origins": "http://[::1]:3000"},
+    "origins with white space": {"allowed_origins": " http://a.example , https://b.example:8443 "},
+    "the lowest port": {"port": 1},
+    "the highest port": {"port": 65535},
+    "a fractional time-out": {"db_timeout": 0.25},
+    "every log level": {"log_level": "DEBUG"},
+}
+
+
+@pytest.mark.parametrize("overrides", ACCEPTED.values(), ids=ACCEPTED)
+def test_good_values_are_accepted(
+    make_settings: "Callable[..., todo.Settings]", overrides: dict[str, object]
+) -> None:
+    make_settings(**overrides)
+
+
+def test_settings_show_no_secret(make_settings: "Callable[..., todo.Settings]") -> None:
+    settings = make_settings(neon_db_url=URL)
+    for text in (repr(settings), str(settings), f"{settings.model_dump()}"):
+        assert PASSWORD not in text
+        assert SECRET not in text
+
+
+def test_optional_variables_have_the_documented_defaults(
+    make_settings: "Callable[..., todo.Settings]",
+) -> None:
+    """Specification, Optional Variables; design 3."""
+    settings = make_settings()
+    assert (settings.log_level, settings.port, settings.host) == ("INFO", 8000, "127.0.0.1")
+    assert (settings.workers, settings.db_pool_size, settings.db_timeout) == (1, 10, 5)
+    assert {settings.jwt_issuer, settings.jwt_audience, settings.jwks_url} == {None}
+    assert tuple(settings.allowed_origins) == ("http://localhost:3000", "http://127.0.0.1:3000")
+
+
+def test_the_settings_are_these_and_no_others() -> None:
+    import todo
+
+    assert {name.upper() for name in todo.Settings.model_fields} == NAMES
+
+
+def test_variables_are_read_from_a_dotenv_file_and_the_environment_wins(
+    serve: Serve, database_url: str, user: str
+) -> None:
+    """Design 2: "from the environment (or `.env`)"."""
+    port = free_port()
+    server = serve(
+        {"BETTER_AUTH_SECRET": None, "BETTER_AUTH_URL": None, "PORT": None},
+        dotenv=f"# A comment\nBETTER_AUTH_SECRET='{SECRET}'\nBETTER_AUTH_URL={AUTH_URL}\n"
+        f"PORT={port}\nNEON_DB_URL=postgresql://nobody@127.0.0.1:1/nothing\nUNKNOWN=1\n",
+    )
+    response = httpx.get(f"http://127.0.0.1:{port}{path_of(user)}", headers=bearer(user))
+    assert (response.status_code, response.json()) == (200, [])
+    [loaded] = server.log_lines("BETTER_AUTH_SECRET")
+    assert " INFO " in loaded
+    assert "UNKNOWN" not in loaded
+    assert SECRET not in server.stderr()
+
+
+def test_a_port_in_use_is_named(serve: Serve) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        server = serve({"PORT": str(taken.getsockname()[1])}, wait=False)
+        assert server.wait() == 1
+    assert "PORT" in server.stderr()
+    assert "Traceback" not in server.stderr()
+
+
+def test_a_host_that_is_not_ours_is_named(serve: Serve) -> None:
+    server = serve({"HOST": "203.0.113.1"}, wait=False)
+    assert server.wait() == 1
+    assert "HOST" in server.stderr()
+    assert "Traceback" not in server.stderr()
