@@ -123,6 +123,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
@@ -582,6 +583,10 @@ MEMORY_MAX_AGE = 60.0  # seconds that a token verified by JWKS is remembered
 MEMORY_MAX = 10_000  # tokens, of which about 300 bytes each are kept
 
 
+# What fetching can end in: no connection, no HTTP, no JSON, JSON of another shape.
+JWKS_FAULTS = (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, RecursionError)
+
+
 def _fetch_jwks(url: str) -> dict[str, jwt.PyJWK]:
     """GET a key set: no redirect, bounded in time and size. Blocks; run it in a thread."""
     parts = urlsplit(url)
@@ -656,7 +661,7 @@ class KeySet:
             async with asyncio.timeout(JWKS_TIMEOUT):
                 self.keys = await asyncio.to_thread(_fetch_jwks, self.url)
             self.fetched = loop.time()
-        except (TimeoutError, OSError, http.client.HTTPException, KeyError, ValueError) as exc:
+        except JWKS_FAULTS as exc:
             self.failed = loop.time()
             log.warning("no keys from %s: %s %s", self.url, type(exc).__name__, exc)
         finally:
@@ -1439,7 +1444,7 @@ class Envelope:
             f"{(time.perf_counter() - started) * 1e3:.1f}ms user={_quoted(scope.get('user', '-'))} "
             f"request={request_id.decode()} client={client[0]}"
         )
-        if level == logging.INFO and not fault:
+        if level == logging.INFO and not fault and line.isprintable():
             # By logging's own way a line costs 12 µs of CPU, so 2.
             sys.stderr.write(f"{log_time(time.time())} INFO {line}\n")
         else:
@@ -1658,7 +1663,10 @@ def serve(settings: Settings, welcome: str = "") -> None:
     sys.stdout.write(welcome.format(url=url))
     sys.stdout.flush()
     if settings.workers > 1:
-        Multiprocess(config, sockets=[listener]).run()
+        supervisor = Multiprocess(config, sockets=[listener])
+        supervisor.run()
+        if any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes):
+            raise StartupError("todo.py cannot start: a worker did not, for the reason above")
     else:
         uvicorn.Server(config).run(sockets=[listener])
     log.info("stopped")
@@ -1719,7 +1727,7 @@ async def check(settings: Settings, token: str) -> bool:
         keys = await asyncio.to_thread(_fetch_jwks, tokens.keys.url)
         algorithms = ", ".join(sorted({key.algorithm_name for key in keys.values()}))
         tell(bool(keys), "JWKS", f"{len(keys)} usable keys {algorithms} at {tokens.keys.url}")
-    except (OSError, http.client.HTTPException, KeyError, TypeError, ValueError) as exc:
+    except JWKS_FAULTS as exc:
         tell(False, "JWKS", f"{tokens.keys.url}: {type(exc).__name__} {exc}")
     if token:
         try:

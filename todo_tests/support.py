@@ -15,7 +15,7 @@ import urllib.parse
 import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -159,8 +159,11 @@ class OwnPostgres(Database):
             programs = cls._bin()
             cls._give_to_server_user(folder)
             subprocess.run(
-                [programs / "initdb", "--no-sync", "--auth=trust", "--encoding=utf8"]
-                + ["--locale=C.UTF-8", "--username=postgres", "--pgdata", folder / "data"],
+                [
+                    *(programs / "initdb", "--pgdata", folder / "data", "--no-sync"),
+                    *("--auth=trust", "--username=postgres", "--encoding=utf8"),
+                    "--locale=C.UTF-8",
+                ],
                 check=True,
                 stdout=subprocess.DEVNULL,
                 cwd=folder,
@@ -207,7 +210,8 @@ class OwnPostgres(Database):
         return self
 
     def _answers(self) -> bool:
-        assert self.process is not None and self.process.poll() is None, self.log
+        assert self.process is not None
+        assert self.process.poll() is None, self.log
         try:
             psycopg.connect(self.url, connect_timeout=5).close()
         except psycopg.OperationalError:
@@ -364,18 +368,14 @@ class Server:
     def kill(self) -> None:
         """Kill it and all that it started."""
         children: list[psutil.Process] = []
-        try:
+        with suppress(psutil.NoSuchProcess):
             children = psutil.Process(self.process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            pass
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
         for child in children:
-            try:
+            with suppress(psutil.NoSuchProcess):
                 child.kill()
-            except psutil.NoSuchProcess:
-                pass
 
 
 Serve = Callable[..., Server]

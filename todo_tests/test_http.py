@@ -23,7 +23,6 @@ from todo_tests.support import (
     TASK_ID,
     TITLE_REQUIRED,
     Account,
-    Database,
     OwnPostgres,
     Server,
     assert_error,
@@ -735,7 +734,7 @@ def test_a_request_is_one_line(http: httpx.Client, server: Server, user: str) ->
 
 
 REFUSED = {
-    "no header": lambda: {},
+    "no header": dict,
     "no JWT": lambda: {"Authorization": "Bearer nonsense"},
     "another secret": lambda: bearer("u", key="x" * 40),
     "expired": lambda: bearer("u", exp=1),

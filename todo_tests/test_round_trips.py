@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from todo_tests.support import ROOT, SECRET, Account, OwnPostgres, Relay, bearer, new_user, path_of
+from todo_tests.support import ROOT, SECRET, Account, OwnPostgres, Relay, bearer, new_user
 
 JSON = {"Content-Type": "application/json"}
 TOO_LARGE = b"x" * 70_000

@@ -195,7 +195,7 @@ async def test_what_is_just_within_the_limits_is_stored(
 )
 async def test_unknown_members_are_ignored(account: Account, member: str) -> None:
     """Design 4, types."""
-    content = '{"title": "x", %s}' % member
+    content = f'{{"title": "x", {member}}}'
     response = await account.send("POST", content=content, headers=JSON)
     assert response.status_code == 201, response.text
     assert_task(response.json(), user_id=account.user, title="x")
@@ -302,8 +302,8 @@ TASK_IDS = {
     "white space after": "1%20",
     "line break after": "1%0A",
     "NUL": "1%00",
-    "Arabic digits": urllib.parse.quote("١٢"),
-    "full-width digits": urllib.parse.quote("１"),
+    "Arabic digits": urllib.parse.quote("\u0661\u0662"),
+    "full-width digits": urllib.parse.quote("\uff11"),
     "superscript": urllib.parse.quote("²"),
     "bad UTF-8": "%FF",
     "2^63": str(2**63),
