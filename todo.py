@@ -679,7 +679,7 @@ def _json_object(segment: bytes) -> dict[str, Any]:
     def never(constant: str) -> None:
         raise ValueError(constant)
 
-    text = base64.urlsafe_b64decode(segment + b"=" * (-len(segment) % 4))
+    text = base64.urlsafe_b64decode(segment + b"=" * (-len(segment) % 4)).decode()
     value = json.loads(text, object_pairs_hook=once, parse_constant=never)
     if not isinstance(value, dict):
         raise ValueError("no object")
@@ -928,8 +928,9 @@ class Line(psycopg.AsyncConnection[Any]):
         job, self.job = self.job, None
         if job is None:
             return
-        # An error in place of the row is the server's word that it rolled back and goes away.
-        undone = self.error is not None and self.row is None
+        # With "admin_shutdown" in place of the row, which goes out before the commit, the server
+        # said that it rolled back. Poolers have other codes for servers that they lost.
+        undone = self.error is not None and self.error.sqlstate == "57P01" and self.row is None
         if not job.done.done():
             job.done.set_exception(ConnectionLost(str(self.error or exc), undone=undone))
         self.finished(self)
@@ -1374,7 +1375,7 @@ COMMON_HEADERS = (
 
 @lru_cache(maxsize=1024)
 def _quoted(user: str) -> str:
-    return quote(user, safe="@|:")
+    return quote(user, safe="@|:", errors="replace")
 
 
 class Envelope:

@@ -23,7 +23,9 @@ from todo_tests.support import (
     TASK_ID,
     TITLE_REQUIRED,
     Account,
+    Database,
     OwnPostgres,
+    Serve,
     Server,
     assert_error,
     bearer,
@@ -798,6 +800,30 @@ def test_a_line_never_breaks_in_two(
     assert REQUEST_LINE.fullmatch(line), line
     assert line.isprintable()
     assert line.count(" request=") == line.count(" client=") == 1
+
+
+def test_a_callers_text_in_an_exception_forges_no_line(
+    postgres: Database, serve: Serve, user: str
+) -> None:
+    """Design 4, logs: a database that quotes the title in its error; tracebacks stay indented."""
+    url = postgres.create_database(schema=True)
+    postgres.execute(
+        "create function quote_title() returns trigger language plpgsql as"
+        " $$ begin raise exception '%', new.title; end $$;"
+        "create trigger quote before insert on tasks for each row execute function quote_title()",
+        database_url=url,
+    )
+    server = serve(database_url=url)
+    headers = {**bearer(user), "X-Request-ID": user}
+    response = httpx.post(server.url + path_of(user), json={"title": FORGED}, headers=headers)
+    assert_error(response, "INTERNAL_ERROR")
+    server.log_lines(f"request={user} ")
+    log = server.stderr()
+    assert "INFO forged" in log, "the exception is not there as a whole"
+    assert [line for line in log.splitlines() if not re.match(rf"{STAMP} \S|    ", line)] == []
+    assert [line for line in log.splitlines() if line.startswith("2026-01-01")] == []
+    server.stop()
+    postgres.drop_database(url)
 
 
 def test_no_secret_is_ever_logged(http: httpx.Client, server: Server, user: str) -> None:

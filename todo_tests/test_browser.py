@@ -1,0 +1,438 @@
+"""What a browser makes of it: CORS, a frontend with Better Auth, and /docs (SC-006, FR-030 ff.)."""
+
+import os
+import shutil
+import urllib.parse
+import uuid
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import Any
+
+import httpx
+import pytest
+
+from todo_tests.better_auth import HERE, BetterAuth, better_auth_servers, missing
+from todo_tests.support import (
+    ERRORS,
+    ROOT,
+    Database,
+    Serve,
+    Server,
+    assert_task,
+    bearer,
+    new_user,
+    path_of,
+    servers,
+)
+
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync"
+)
+DEPLOYED = "todo.example.test"  # a name that is not localhost, for the API on this machine
+PASSWORD = "correct horse battery staple"
+
+Json = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not os.access(CHROMIUM, os.X_OK):
+        missing("chromium is not installed")
+    names = f"--host-resolver-rules=MAP {DEPLOYED} 127.0.0.1"
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=CHROMIUM, args=[*FLAGS.split(), names], timeout=60_000
+        )
+        yield browser
+        browser.close()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def frontends() -> Iterator[list[str]]:
+    """Two origins that serve the same page; the API allows the first."""
+    listeners = [
+        ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=HERE)) for _ in range(2)
+    ]
+    for listener in listeners:
+        Thread(target=listener.serve_forever, daemon=True).start()
+    yield [f"http://localhost:{listener.server_port}" for listener in listeners]
+    for listener in listeners:
+        listener.shutdown()
+        listener.server_close()
+
+
+@pytest.fixture(scope="module")
+def auth(frontends: list[str]) -> Iterator[BetterAuth]:
+    """A Better Auth server that both frontends may sign in at."""
+    with better_auth_servers() as start:
+        yield start({"trustedOrigins": frontends})
+
+
+@pytest.fixture(scope="module")
+def serve_all(database_url: str) -> Iterator[Serve]:
+    with servers(database_url) as factory:
+        yield factory
+
+
+@pytest.fixture(scope="module")
+def api(serve_all: Serve, auth: BetterAuth, frontends: list[str]) -> Server:
+    """The API, a process of its own, with its contract."""
+    variables = {"BETTER_AUTH_URL": auth.url, "ALLOWED_ORIGINS": frontends[0]}
+    return serve_all(variables, files=("todo.py", "openapi.yaml"))
+
+
+@pytest.fixture(scope="module")
+def broken_api(
+    serve_all: Serve, postgres: Database, auth: BetterAuth, frontends: list[str]
+) -> Iterator[Server]:
+    """Another, whose table is lost."""
+    url = postgres.create_database(schema=True)
+    variables = {"BETTER_AUTH_URL": auth.url, "ALLOWED_ORIGINS": frontends[0]}
+    server = serve_all(variables, database_url=url)
+    postgres.execute("drop table tasks", database_url=url)
+    yield server
+    server.stop()
+    postgres.drop_database(url)
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Callable[[str], Any]]:
+    """A page at a URL, in a fresh profile."""
+    contexts = []
+
+    def open_page(url: str) -> Any:
+        contexts.append(browser.new_context())
+        page = contexts[-1].new_page()
+        page.goto(url)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+class Frontend:
+    """The page of a frontend, and what it sees when it calls the API."""
+
+    def __init__(self, page: Any, api: Server, auth: BetterAuth) -> None:
+        self.page, self.api, self.auth = page, api, auth
+        self.token: str | None = None
+        self.user = ""
+
+    def sign_in(self) -> None:
+        """As a user who signed up before; tokens come from the page."""
+        email = f"{uuid.uuid4().hex}@example.com"
+        account = {"name": "Ann", "email": email, "password": PASSWORD}
+        headers = {"Origin": self.auth.url}
+        httpx.post(f"{self.auth.base}/sign-up/email", json=account, headers=headers)
+        credentials = {"auth": self.auth.base, "email": email, "password": PASSWORD}
+        seen = self.page.evaluate("(given) => signIn(given)", credentials)
+        self.user, self.token = seen["user"], seen["token"]
+
+    def call(self, method: str, path: str, body: object = None, **rest: Any) -> Json:
+        given = {"api": self.api.url, "token": self.token, "method": method, "path": path, **rest}
+        given |= {} if body is None else {"body": body}
+        given = {name: value for name, value in given.items() if value is not None}
+        return dict(self.page.evaluate("(given) => call(given)", given))
+
+
+@pytest.fixture
+def frontend(
+    open_page: Callable[[str], Any], frontends: list[str], api: Server, auth: BetterAuth
+) -> Frontend:
+    """A user signed in on the page of the allowed origin."""
+    frontend = Frontend(open_page(f"{frontends[0]}/page.html"), api, auth)
+    frontend.sign_in()
+    return frontend
+
+
+def error(code: str) -> tuple[int, Json]:
+    status, detail = ERRORS[code]
+    return status, {"detail": detail, "error_code": code}
+
+
+def test_a_page_signs_in_and_works_with_its_tasks(frontend: Frontend) -> None:
+    """SC-006, US1-AS1, US1-AS4, US2-AS1, US3-AS1, US4-AS1, US5-AS1, US5-AS2."""
+    tasks = path_of(frontend.user)
+    assert frontend.call("GET", tasks)["body"] == []
+    created = frontend.call("POST", tasks, {"title": "Buy groceries"})
+    assert created["status"] == 201
+    assert_task(created["body"], user_id=frontend.user, title="Buy groceries")
+    path = created["headers"]["location"]
+    assert path == f"{tasks}/{created['body']['id']}"
+    assert frontend.call("GET", path)["body"] == created["body"]
+    assert frontend.call("GET", tasks)["body"] == [created["body"]]
+    changed = frontend.call("PUT", path, {"title": "Buy milk", "description": "Two"})
+    assert changed["status"] == 200
+    for completed in (True, False):
+        toggled = frontend.call("PATCH", f"{path}/complete")
+        assert_task(
+            toggled["body"],
+            user_id=frontend.user,
+            title="Buy milk",
+            description="Two",
+            completed=completed,
+        )
+    assert frontend.call("GET", f"{tasks}?completed=false")["body"] == [toggled["body"]]
+    deleted = frontend.call("DELETE", path)
+    assert (deleted["status"], deleted["body"]) == (204, None)
+    assert frontend.call("GET", tasks)["body"] == []
+
+
+def test_the_page_reads_the_headers_that_are_meant_for_it(frontend: Frontend) -> None:
+    headers = {"X-Request-ID": "from-the-page"}
+    answer = frontend.call("GET", path_of(frontend.user), headers=headers)
+    assert answer["headers"]["x-request-id"] == "from-the-page"
+    refused = frontend.call("GET", path_of(frontend.user), token="x.y.z")
+    assert refused["headers"]["www-authenticate"] == 'Bearer error="invalid_token"'
+    wrong = frontend.call("PATCH", path_of(frontend.user))
+    assert (wrong["status"], wrong["body"]) == error("METHOD_NOT_ALLOWED")
+    assert wrong["headers"]["allow"] == "GET, HEAD, POST"
+
+
+REFUSALS: dict[str, tuple[str, Json, str]] = {
+    "401, a bad token": ("AUTH", {"token": "a.b.c"}, "INVALID_TOKEN"),
+    "403": ("ELSE", {}, "FORBIDDEN"),
+    "404, no such task": ("TASK", {}, "TASK_NOT_FOUND"),
+    "404, no such path": ("NONE", {}, "NOT_FOUND"),
+    "413": ("TASKS", {"method": "POST", "body": {"title": "x" * 70_000}}, "PAYLOAD_TOO_LARGE"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_the_page_reads_every_refusal(frontend: Frontend, refusal: str) -> None:
+    """Not masked as a failed fetch."""
+    where, request, code = REFUSALS[refusal]
+    path = {"ELSE": path_of("somebody-else"), "TASK": path_of(frontend.user, 2**62), "NONE": "/api"}
+    method = request.pop("method", "GET") if "method" in request else "GET"
+    answer = frontend.call(method, path.get(where, path_of(frontend.user)), **request)
+    assert (answer["status"], answer["body"]) == error(code)
+
+
+def test_the_page_reads_a_401_without_a_token(frontend: Frontend) -> None:
+    frontend.token = None
+    answer = frontend.call("GET", path_of(frontend.user))
+    assert (answer["status"], answer["body"]) == error("AUTHENTICATION_REQUIRED")
+    assert answer["headers"]["www-authenticate"] == "Bearer"
+
+
+def test_the_page_reads_a_422(frontend: Frontend) -> None:
+    """SC-008."""
+    answer = frontend.call("POST", path_of(frontend.user), {"title": " "})
+    assert answer["status"] == 422
+    assert answer["body"]["field_errors"] == {"title": ["Title is required and cannot be empty"]}
+
+
+def test_the_page_reads_a_500_and_a_503(frontend: Frontend, broken_api: Server) -> None:
+    frontend.api = broken_api
+    answer = frontend.call("GET", path_of(frontend.user))
+    assert (answer["status"], answer["body"]) == error("INTERNAL_ERROR")
+    frontend.auth.command("rotate")
+    frontend.auth.command("answer", jwks="nothing")
+    rotated = frontend.auth.command("sign", payload={"sub": frontend.user})["token"]
+    answer = frontend.call("GET", path_of(frontend.user), token=rotated)
+    frontend.auth.command("answer", jwks=None)
+    assert (answer["status"], answer["body"]) == error("AUTH_KEYS_UNAVAILABLE")
+    assert answer["headers"]["retry-after"] == "1"
+
+
+def test_the_same_page_from_another_origin_can_do_none_of_it(
+    open_page: Callable[[str], Any],
+    frontend: Frontend,
+    frontends: list[str],
+    api: Server,
+    auth: BetterAuth,
+) -> None:
+    """It has a good token of its own, and fails in the browser alone; nothing is changed."""
+    stranger = Frontend(open_page(f"{frontends[1]}/page.html"), api, auth)
+    stranger.sign_in()
+    tasks = path_of(stranger.user)
+    made = httpx.post(
+        api.url + tasks,
+        json={"title": "Mine"},
+        headers={"Authorization": f"Bearer {stranger.token}"},
+    ).json()
+    attempts = [
+        stranger.call("GET", tasks),
+        stranger.call("POST", tasks, {"title": "x"}),
+        stranger.call("GET", f"{tasks}/{made['id']}"),
+        stranger.call("PUT", f"{tasks}/{made['id']}", {"title": "x"}),
+        stranger.call("PATCH", f"{tasks}/{made['id']}/complete"),
+        stranger.call("DELETE", f"{tasks}/{made['id']}"),
+        stranger.call("GET", "/healthz"),
+    ]
+    stranger.token = None
+    attempts.append(stranger.call("GET", tasks))
+    assert attempts == [{"error": "TypeError: Failed to fetch"}] * len(attempts)
+    # The very same token, from the origin that is allowed.
+    headers = {"Authorization": f"Bearer {bearer_of(stranger)}"}
+    assert httpx.get(api.url + tasks, headers=headers).json() == [made]
+    assert frontend.call("GET", path_of(frontend.user))["status"] == 200
+
+
+def bearer_of(frontend: Frontend) -> str:
+    token = frontend.auth.command("sign", payload={"sub": frontend.user})["token"]
+    return str(token)
+
+
+# /docs
+
+
+class Docs:
+    """The page /docs, with its assets answered from the npm package of the very version."""
+
+    def __init__(self, page: Any, *, tamper: str = "") -> None:
+        self.page = page
+        self.tamper = tamper
+        self.assets: list[str] = []
+        self.elsewhere: list[str] = []
+        self.complaints: list[str] = []
+        page.on("console", lambda message: self.complaints.append(message.text))
+        page.on("pageerror", lambda exc: self.complaints.append(str(exc)))
+        page.route("**/*", self._answer)
+
+    def _answer(self, route: Any) -> None:
+        url = urllib.parse.urlsplit(route.request.url)
+        if url.hostname in ("127.0.0.1", "localhost", DEPLOYED) or url.scheme == "data":
+            route.continue_()
+        elif url.hostname == "cdn.jsdelivr.net":
+            _, npm, package, name = url.path.split("/")
+            package, _, version = package.partition("@")
+            folder = HERE / "node_modules" / package
+            assert npm == "npm"
+            assert f'"version": "{version}"' in (folder / "package.json").read_text()
+            body = (folder / name).read_bytes()
+            self.assets.append(name)
+            kind = "text/css" if name.endswith(".css") else "application/javascript"
+            route.fulfill(
+                body=body + b"\n" if self.tamper == name else body,
+                headers={"Content-Type": kind, "Access-Control-Allow-Origin": "*"},
+            )
+        else:
+            self.elsewhere.append(route.request.url)
+            route.abort()
+
+
+@pytest.fixture
+def open_docs(open_page: Callable[[str], Any], api: Server) -> Callable[..., Docs]:
+    def open_docs(host: str = "127.0.0.1", **options: str) -> Docs:
+        docs = Docs(open_page("about:blank"), **options)
+        docs.page.goto(f"http://{host}:{api.port}/docs")
+        return docs
+
+    return open_docs
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", DEPLOYED])
+def test_docs_lists_the_operations_and_runs_one(open_docs: Callable[..., Docs], host: str) -> None:
+    docs = open_docs(host)
+    page = docs.page
+    page.locator(".opblock").first.wait_for(timeout=20_000)
+    listed = {
+        (block.get_attribute("class").split("opblock-")[-1].split()[0], path.strip("\u200b"))
+        for block in page.locator(".opblock").all()
+        for path in [block.locator(".opblock-summary-path").get_attribute("data-path")]
+    }
+    assert listed >= {
+        ("get", "/api/{user_id}/tasks"),
+        ("post", "/api/{user_id}/tasks"),
+        ("get", "/api/{user_id}/tasks/{id}"),
+        ("put", "/api/{user_id}/tasks/{id}"),
+        ("delete", "/api/{user_id}/tasks/{id}"),
+        ("patch", "/api/{user_id}/tasks/{id}/complete"),
+    }
+    user = new_user()
+    page.click(".btn.authorize")
+    page.fill(".auth-container input", bearer(user)["Authorization"].removeprefix("Bearer "))
+    page.click(".auth-btn-wrapper .authorize")
+    page.click(".btn-done")
+    create = page.locator("#operations-Tasks-create_task, .opblock-post").first
+    create.locator(".opblock-summary-control").click()
+    create.locator(".try-out__btn").click()
+    create.locator("tr[data-param-name=user_id] input").fill(user)
+    create.locator("textarea.body-param__text").fill('{"title": "From the docs"}')
+    create.locator(".execute").click()
+    answer = create.locator(".live-responses-table .response").first
+    answer.wait_for()
+    assert "201" in answer.locator(".response-col_status").inner_text()
+    assert '"From the docs"' in answer.inner_text()
+    assert docs.assets == ["swagger-ui.css", "swagger-ui-bundle.js"]
+    assert (docs.complaints, docs.elsewhere) == ([], [])
+
+
+@pytest.mark.parametrize("name", ["swagger-ui.css", "swagger-ui-bundle.js"])
+def test_an_asset_with_one_more_byte_is_not_used(open_docs: Callable[..., Docs], name: str) -> None:
+    docs = open_docs(tamper=name)
+    page = docs.page
+    if name.endswith(".js"):
+        assert page.evaluate("typeof SwaggerUIBundle") == "undefined"
+    else:
+        page.locator(".opblock").first.wait_for(timeout=20_000)
+        assert page.evaluate("[...document.styleSheets].length") == 0
+    assert any("integrity" in complaint for complaint in docs.complaints)
+
+
+def test_the_policy_of_docs_lets_nothing_else_in(open_docs: Callable[..., Docs]) -> None:
+    docs = open_docs()
+    docs.page.locator(".opblock").first.wait_for(timeout=20_000)
+    policy = docs.page.request.get(docs.page.url).headers["content-security-policy"]
+    assert "unsafe" not in policy
+    assert "*" not in policy
+    for directive in ("default-src", "base-uri", "form-action", "frame-ancestors"):
+        assert f"{directive} 'none'" in policy
+    docs.page.evaluate(
+        """() => {
+            const script = document.createElement('script')
+            script.textContent = 'window.injected = true'
+            const other = document.createElement('script')
+            other.src = 'https://cdn.jsdelivr.net/npm/swagger-ui-dist@5.35.0/swagger-ui.js'
+            const image = document.createElement('img')
+            image.setAttribute('onerror', 'window.injected = true')
+            image.src = 'https://elsewhere.example/x.png'
+            document.body.append(script, other, image)
+        }"""
+    )
+    failed = docs.page.evaluate(
+        "fetch('https://elsewhere.example/').then(() => 'sent', (error) => String(error))"
+    )
+    assert failed.startswith("TypeError")
+    assert docs.page.evaluate("window.injected") is None
+    assert docs.assets == ["swagger-ui.css", "swagger-ui-bundle.js"]
+    assert docs.elsewhere == []
+
+
+def test_a_page_cannot_frame_docs(
+    open_page: Callable[[str], Any], api: Server, frontends: list[str]
+) -> None:
+    page = open_page(f"{frontends[0]}/page.html")
+    page.evaluate(
+        "(url) => { document.body.innerHTML = `<iframe src='${url}'></iframe>` }", f"{api.url}/docs"
+    )
+    page.wait_for_timeout(500)
+    assert all("SwaggerUI" not in frame.content() for frame in page.frames[1:])
+
+
+def test_docs_names_files_whose_hashes_are_right() -> None:
+    """Without a browser: the page's integrity is that of the files in the npm package."""
+    import base64
+    import hashlib
+    import re
+
+    if not (HERE / "node_modules").is_dir():
+        missing("the npm packages are not installed")
+    page = (ROOT / "todo.py").read_text()
+    for name in ("swagger-ui.css", "swagger-ui-bundle.js"):
+        data = (HERE / "node_modules/swagger-ui-dist" / name).read_bytes()
+        digest = base64.b64encode(hashlib.sha384(data).digest()).decode()
+        assert re.search(re.escape(digest), page)

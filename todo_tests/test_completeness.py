@@ -1,0 +1,507 @@
+"""Two lists that must be one: contract and code, table and schema.sql, settings and their pages.
+
+Each test compares two sets, so that neither side can grow alone.
+"""
+
+import ast
+import itertools
+import json
+import re
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import jsonschema_rs
+import pytest
+import sqlalchemy
+import yaml
+from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
+
+import todo
+from todo_tests.support import ROOT, bearer
+
+CONTRACT = yaml.safe_load((ROOT / "openapi.yaml").read_text("utf-8"))
+COMPONENTS = CONTRACT["components"]
+METHODS = ("get", "post", "put", "patch", "delete")
+COMMON_HEADERS = {
+    "X-Request-ID",
+    "Cache-Control",
+    "X-Content-Type-Options",
+    "Vary",
+    "Access-Control-Allow-Origin",
+    "Access-Control-Allow-Credentials",
+    "Access-Control-Expose-Headers",
+}
+
+
+def resolved(node: Any) -> Any:
+    """What a reference stands for."""
+    while "$ref" in node:
+        target: Any = CONTRACT
+        for part in node["$ref"].removeprefix("#/").split("/"):
+            target = target[part]
+        node = target
+    return node
+
+
+def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for path, item in CONTRACT["paths"].items():
+        for method in METHODS:
+            if method in item:
+                yield method, path, item[method]
+
+
+OPERATIONS = {operation["operationId"]: operation for _, _, operation in operations()}
+
+
+def walk(node: Any, place: str = "#") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every object of the document with its place, examples' own contents left out."""
+    if isinstance(node, dict):
+        yield place, node
+        for key, value in node.items():
+            if key not in {"example", "value"}:
+                yield from walk(value, f"{place}/{key}")
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from walk(value, f"{place}/{index}")
+
+
+def validator(schema: dict[str, Any]) -> jsonschema_rs.Draft202012Validator:
+    return jsonschema_rs.Draft202012Validator(
+        {**schema, "components": COMPONENTS}, validate_formats=True
+    )
+
+
+def source() -> str:
+    return (ROOT / "todo.py").read_text("utf-8")
+
+
+# The contract in itself
+
+
+def test_the_contract_is_openapi_3_1() -> None:
+    assert [error.message for error in OPENAPI_31_VALIDATOR.iter_errors(CONTRACT)] == []
+    for name, schema in COMPONENTS["schemas"].items():
+        assert jsonschema_rs.meta.is_valid(schema), name
+
+
+def test_every_component_is_used_and_every_reference_resolves() -> None:
+    used = {node["$ref"] for _, node in walk(CONTRACT) if isinstance(node.get("$ref"), str)}
+    there = {
+        f"#/components/{kind}/{name}"
+        for kind, components in COMPONENTS.items()
+        for name in components
+        if kind != "securitySchemes"
+    }
+    # Answers that come before there is an operation to name them.
+    of_no_operation = {"BadRequest", "HeadersTooLarge", "Preflight", "PreflightRefused"}
+    of_no_operation |= {"MethodNotAllowed"}
+    assert there - used == {f"#/components/responses/{name}" for name in of_no_operation}
+    assert used - there == set()
+
+
+def examples() -> Iterator[Any]:
+    for place, node in walk(CONTRACT):
+        schema = node.get("schema", node if re.search("/schemas/[^/]+$", place) else None)
+        if schema is not None:
+            named = {name: each["value"] for name, each in node.get("examples", {}).items()}
+            single = {"example": node["example"]} if "example" in node else {}
+            for name, value in {**named, **single}.items():
+                yield pytest.param(schema, value, id=f"{place.removeprefix('#/')} {name}")
+
+
+@pytest.mark.parametrize(("schema", "value"), list(examples()))
+def test_every_example_is_valid(schema, value) -> None:
+    assert [error.message for error in validator(schema).iter_errors(value)] == []
+
+
+def test_whatever_has_a_schema_has_an_example() -> None:
+    for place, node in walk(CONTRACT):
+        if "schema" in node and "properties" not in place:
+            assert "example" in node or "examples" in node, place
+
+
+@pytest.mark.parametrize("name", ["createTask", "updateTask"])
+def test_an_example_is_answered_by_the_example_of_the_same_name(name) -> None:
+    operation = OPERATIONS[name]
+    success = min(operation["responses"])
+    content = (operation["requestBody"], operation["responses"][success])
+    sent, answered = (part["content"]["application/json"]["examples"] for part in content)
+    assert sent.keys() == answered.keys()
+    for key in sent:
+        request, task = sent[key]["value"], answered[key]["value"]
+        changeable = {"title", "description", "completed"} & request.keys()
+        assert {member: task[member] for member in changeable} == {
+            member: request[member] for member in changeable
+        }
+        assert task["user_id"] == "demo"
+
+
+def test_keys_stand_in_one_order() -> None:
+    def in_order(node: dict[str, Any], order: str) -> bool:
+        return list(node) == [key for key in order.split() if key in node]
+
+    assert in_order(CONTRACT, "openapi info servers security tags paths components")
+    for item in CONTRACT["paths"].values():
+        assert in_order(item, "parameters get post put patch delete")
+    order = "tags summary description operationId security parameters requestBody responses"
+    for name, operation in OPERATIONS.items():
+        assert in_order(operation, order), name
+        assert list(operation["responses"]) == sorted(operation["responses"]), name
+    assert len(OPERATIONS) == len(list(operations()))
+    assert {tag for each in OPERATIONS.values() for tag in each["tags"]} == {
+        tag["name"] for tag in CONTRACT["tags"]
+    }
+
+
+# The contract and the design
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "operation"),
+    [pytest.param(*each, id=each[2]["operationId"]) for each in operations()],
+)
+def test_an_operation_has_every_status_of_the_design(method, path, operation) -> None:
+    success = {"post": "201", "delete": "204"}.get(method, "200")
+    if path.startswith("/api/"):
+        expected = {success, "401", "403", "422", "500", "503"}
+        expected |= {"404"} if "{id}" in path else set()
+        expected |= {"413", "415"} if "requestBody" in operation else set()
+        assert "security" not in operation
+    else:
+        expected = {success, "500"}
+        expected |= {"/readyz": {"503"}, "/healthz": set()}.get(path, {"404"})
+        assert operation["security"] == []
+    assert set(operation["responses"]) == expected
+    assert ("requestBody" in operation) == (method in {"post", "put"})
+
+
+def test_a_response_has_the_common_headers_and_those_of_its_errors() -> None:
+    responses = {
+        f"{name} {status}": resolved(response)
+        for name, operation in OPERATIONS.items()
+        for status, response in operation["responses"].items()
+    } | COMPONENTS["responses"]
+    preflight = {f"Access-Control-{name}" for name in ("Allow-Methods", "Allow-Headers", "Max-Age")}
+    own = {
+        "createTask 201": {"Location"},
+        "showDocs 200": {"Content-Security-Policy"},
+        "MethodNotAllowed": {"Allow"},
+        "Preflight": preflight,
+    }
+    for name, response in responses.items():
+        codes = [error["error_code"] for error in errors_of(response)]
+        expected = own.get(name, set()).union(*(todo._HEADERS.get(code, {}) for code in codes))
+        assert set(response["headers"]) - COMMON_HEADERS == expected, name
+        # A preflight has nothing that a script could read.
+        missing = {"Access-Control-Expose-Headers"} if name == "Preflight" else set()
+        assert COMMON_HEADERS - set(response["headers"]) <= missing, name
+
+
+# The contract and the code
+
+
+async def test_paths_and_methods_are_those_of_the_app(app, client) -> None:
+    contract = {
+        path: {method.upper() for method in METHODS if method in item}
+        for path, item in CONTRACT["paths"].items()
+    }
+    assert contract.keys() == {re.sub(r":\w+}", "}", route.path) for route in app.routes}
+    for path, methods in contract.items():
+        response = await client.request(
+            "TRACE", path.format(user_id="demo", id=1), headers=bearer("demo")
+        )
+        implied = {"HEAD"} if "GET" in methods else set()
+        assert response.status_code == 405
+        assert set(response.headers["Allow"].split(", ")) == methods | implied, path
+
+
+def errors_of(response: dict[str, Any]) -> list[dict[str, Any]]:
+    content = response.get("content", {}).get("application/json", {})
+    values = [example["value"] for example in content.get("examples", {}).values()]
+    return [value for value in values if isinstance(value, dict) and "error_code" in value]
+
+
+def sentence(code: str, detail: str) -> str:
+    """The detail; of a refused preflight the part before what was refused."""
+    return "Disallowed CORS" if code == "CORS_REFUSED" else detail
+
+
+def test_errors_are_those_of_the_code() -> None:
+    code = {(name, sentence(name, detail)) for name, (_, detail) in todo.ERRORS.items()}
+    contract = {
+        (error["error_code"], sentence(error["error_code"], error["detail"]))
+        for response in COMPONENTS["responses"].values()
+        for error in errors_of(response)
+    }
+    assert contract == code
+    schemas = COMPONENTS["schemas"]
+    assert {
+        *schemas["Error"]["properties"]["error_code"]["enum"],
+        schemas["ValidationError"]["properties"]["error_code"]["const"],
+    } == set(todo.ERRORS)
+
+
+def test_errors_have_the_statuses_of_the_code() -> None:
+    described = re.findall(r"^\| (\d{3}) \| `(\w+)` \|", CONTRACT["info"]["description"], re.M)
+    assert sorted((name, int(status)) for status, name in described) == sorted(
+        (name, status) for name, (status, _) in todo.ERRORS.items()
+    )
+    for name, operation in OPERATIONS.items():
+        for status, response in operation["responses"].items():
+            for error in errors_of(resolved(response)):
+                assert todo.ERRORS[error["error_code"]][0] == int(status), name
+
+
+def test_messages_are_those_of_the_code() -> None:
+    """FR-017, SC-008."""
+    fields = COMPONENTS["schemas"]["ValidationError"]["properties"]["field_errors"]["properties"]
+    contract = {message for schema in fields.values() for message in schema["items"]["enum"]}
+    code = {message for messages in todo.MESSAGES.values() for message in messages.values()}
+    assert contract == code | {todo.BAD_JSON, todo.BAD_USER_ID, todo.BAD_TASK_ID}
+    assert todo.MESSAGES.keys() | {"user_id", "id"} == fields.keys()
+
+
+def test_no_status_of_an_error_stands_outside_the_table_of_errors() -> None:
+    tree = ast.parse(source())
+    [table] = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "ERRORS"
+    ]
+    compared = {
+        id(each)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Compare)
+        for each in ast.walk(node)
+    }
+    statuses = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and type(node.value) is int and 400 <= node.value < 600
+    ]
+    inside = [node for node in statuses if table.lineno <= node.lineno <= table.end_lineno]
+    outside = {node.value for node in statuses if node not in inside and id(node) not in compared}
+    assert sorted(node.value for node in inside) == sorted(s for s, _ in todo.ERRORS.values())
+    assert outside <= {443}, "a port, and no status"
+
+
+# Limits
+
+TEXTS = {
+    "absent": ...,
+    "null": None,
+    "empty": "",
+    "one character": "x",
+    "blank": " \t\n\r\v\f\x85\xa0\u1680\u2003\u2028\u2029\u202f\u205f\u3000",
+    "looks blank": "\u200b",
+    "byte order mark": "\ufeff",
+    "information separator": "\x1c",
+    "blank around a letter": " x ",
+    "NUL": "\0",
+    "NUL in a text": "a\0b",
+    "line break at the end": "x\n",
+    "200 characters": "x" * 200,
+    "201 characters": "x" * 201,
+    "200 characters beyond the BMP": "\U0001f600" * 200,
+    "201 characters beyond the BMP": "\U0001f600" * 201,
+    "1000 characters": "x" * 1000,
+    "1001 characters": "x" * 1001,
+    "1001 blanks": " " * 1001,
+    "number": 5,
+    "boolean": True,
+    "list": ["x"],
+    "object": {"x": "x"},
+}
+BOOLEANS = {
+    "absent": ...,
+    "true": True,
+    "false": False,
+    "null": None,
+    "text": "true",
+    "one": 1,
+    "nought": 0,
+    "one point nought": 1.0,
+    "empty list": [],
+}
+VALUES = {"title": TEXTS, "description": TEXTS, "completed": BOOLEANS, "id": TEXTS, "other": TEXTS}
+MODELS = {"NewTask": todo.NewTask, "TaskUpdate": todo.TaskUpdate}
+
+
+@pytest.mark.parametrize(
+    ("schema", "member", "value"),
+    [
+        pytest.param(schema, member, value, id=f"{schema} {member} {name}")
+        for schema, (member, values) in itertools.product(MODELS, VALUES.items())
+        for name, value in values.items()
+    ],
+)
+def test_model_and_contract_refuse_the_same(schema, member, value) -> None:
+    """FR-013 to FR-017."""
+    body = {"title": "x"} | {member: value}
+    body = {name: value for name, value in body.items() if value is not ...}
+    try:
+        todo.parse_body(MODELS[schema], json.dumps(body).encode())
+        accepted = True
+    except todo.Problem:
+        accepted = False
+    assert validator({"$ref": f"#/components/schemas/{schema}"}).is_valid(body) == accepted
+
+
+@pytest.mark.parametrize("schema", MODELS)
+def test_members_of_a_body_are_those_of_the_contract(schema) -> None:
+    contract, model = COMPONENTS["schemas"][schema], MODELS[schema].model_json_schema()
+    assert set(contract["properties"]) == set(model["properties"])
+    assert set(contract["required"]) == set(model["required"])
+
+
+def test_members_and_limits_of_a_task_are_those_of_the_table() -> None:
+    task = COMPONENTS["schemas"]["Task"]
+    properties, columns = task["properties"], todo.tasks.columns
+    assert list(properties) == task["required"] == columns.keys()
+    nullable = {name for name, schema in properties.items() if "null" in schema.get("type", "")}
+    assert nullable == {column.name for column in columns if column.nullable}
+    lengths = {
+        name: schema["maxLength"] for name, schema in properties.items() if "maxLength" in schema
+    }
+    assert lengths == {
+        "user_id": columns["user_id"].type.length,
+        "title": columns["title"].type.length,
+        "description": todo.DESCRIPTION_MAX,
+    }
+    schemas = COMPONENTS["schemas"]
+    assert lengths["title"] == schemas["Title"]["maxLength"] == 200
+    assert lengths["description"] == schemas["Description"]["maxLength"] == 1000
+
+
+USER_IDS = {
+    "empty": "",
+    "one character": "x",
+    "255 characters": "x" * 255,
+    "256 characters": "x" * 256,
+    "255 characters beyond the BMP": "\U0001f600" * 255,
+    "256 characters beyond the BMP": "\U0001f600" * 256,
+    "pipe, at, space": "auth0|1 a@b.c",
+    "slash": "a/b",
+    "NUL": "\0",
+    "escape": "a\x1b",
+    "line break at the end": "a\n",
+    "space": " ",
+    "delete": "\x7f",
+    "C1 control": "\x85",
+    "last C1 control": "\x9f",
+    "no-break space": "\xa0",
+    "line separator": "\u2028",
+}
+
+
+@pytest.mark.parametrize("user", USER_IDS.values(), ids=USER_IDS)
+def test_path_and_contract_refuse_the_same_user_ids(user) -> None:
+    schema = COMPONENTS["parameters"]["UserId"]["schema"]
+    assert validator(schema).is_valid(user) == bool(todo.USER_ID.fullmatch(user))
+
+
+def test_the_largest_task_id_is_that_of_the_column() -> None:
+    schema = COMPONENTS["parameters"]["TaskId"]["schema"]
+    assert schema == {key: COMPONENTS["schemas"]["Task"]["properties"]["id"][key] for key in schema}
+    assert schema["maximum"] == todo.TASK_ID_MAX == 2**63 - 1
+    assert isinstance(todo.tasks.c.id.type, sqlalchemy.BigInteger)
+
+
+# schema.sql
+
+
+@pytest.fixture
+def connect(postgres) -> Iterator[Callable[..., sqlalchemy.Connection]]:
+    """A factory of connections, each to a database of its own."""
+    with ExitStack() as stack:
+
+        def connect(*, schema: bool) -> sqlalchemy.Connection:
+            url = postgres.create_database(schema=schema)
+            stack.callback(postgres.drop_database, url)
+            dialect = re.sub("^postgres(ql)?:", "postgresql+psycopg:", url)
+            engine = sqlalchemy.create_engine(dialect, poolclass=sqlalchemy.NullPool)
+            return stack.enter_context(engine.connect())
+
+        yield connect
+
+
+def reflection(connection: sqlalchemy.Connection) -> dict[str, Any]:
+    """All that PostgreSQL knows of the table."""
+    inspector = sqlalchemy.inspect(connection)
+    table = sqlalchemy.Table("tasks", sqlalchemy.MetaData(), autoload_with=connection)
+    of_table = {
+        kind: {each["name"]: each for each in getattr(inspector, f"get_{kind}")("tasks")}
+        for kind in ("columns", "check_constraints", "indexes", "unique_constraints")
+    }
+    for column in of_table["columns"].values():
+        column["type"] = repr(column["type"])
+    return of_table | {
+        "order": table.columns.keys(),
+        "primary key": inspector.get_pk_constraint("tasks"),
+        "foreign keys": inspector.get_foreign_keys("tasks"),
+        "tables": inspector.get_table_names(),
+    }
+
+
+def test_schema_sql_makes_the_table_of_the_code(connect) -> None:
+    """FR-018 to FR-020: the server says of both what they are."""
+    by_schema, by_code = connect(schema=True), connect(schema=False)
+    todo.tasks.metadata.create_all(by_code)
+    reflected = reflection(by_schema)
+    assert reflected == reflection(by_code)
+    assert all(reflected[kind] for kind in ("columns", "check_constraints", "indexes"))
+
+
+# Settings and dependencies
+
+
+def test_env_example_names_every_variable_with_its_default() -> None:
+    lines = (ROOT / ".env.example").read_text("utf-8").splitlines()
+    set_, commented = (
+        dict(match.groups() for line in lines if (match := re.fullmatch(pattern, line)))
+        for pattern in (r"([A-Z_]+)=(.*)", r"# ?([A-Z_]+)=(.*)")
+    )
+    fields = {name.upper(): field for name, field in todo.Settings.model_fields.items()}
+    assert set_.keys() == {name for name, field in fields.items() if field.is_required()}
+    assert commented.keys() == {name for name, field in fields.items() if not field.is_required()}
+    for name, text in commented.items():
+        default = fields[name].default
+        shown = ",".join(default) if isinstance(default, tuple) else default
+        assert text == "" if default is None else type(shown)(text) == shown, name
+
+
+def test_readme_names_every_variable_and_which_are_required() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    [table] = re.findall(r"^\| variable \|.*\n\|[-|]+\n((?:\|.*\n)+)", readme, re.M)
+    rows = dict(re.findall(r"^\| `([A-Z_]+)` \| (.*?) \|", table, re.M))
+    assert len(rows) == table.count("\n")
+    fields = {name.upper(): field for name, field in todo.Settings.model_fields.items()}
+    assert rows.keys() == fields.keys()
+    assert {name for name, default in rows.items() if default == "required"} == {
+        name for name, field in fields.items() if field.is_required()
+    }
+
+
+def requirements(group: str) -> list[str]:
+    """The lines of a group, which ends at the next comment."""
+    text = (ROOT / "requirements.txt").read_text("utf-8")
+    groups = dict(re.findall(r"^# (.*)\n((?:[^#\n].*\n|\n)*)", text, re.M))
+    return groups[group].split()
+
+
+def test_todo_py_names_the_run_time_requirements() -> None:
+    [block] = re.findall(r"^# /// script\n((?:#.*\n)+?)# ///$", source(), re.M)
+    metadata = tomllib.loads(re.sub("^# ?", "", block, flags=re.M))
+    assert metadata["dependencies"] == requirements("run time")
+    assert metadata["requires-python"] == ">=3.11"
+
+
+def test_every_requirement_is_pinned_exactly_and_once() -> None:
+    lines = requirements("run time") + requirements("development")
+    assert [
+        line for line in lines if not re.fullmatch(r"[\w.-]+(\[[\w,-]+\])?==[\w.]+", line)
+    ] == []
+    names = [re.split(r"[\[=]", line)[0].lower() for line in lines]
+    assert len(names) == len(set(names))

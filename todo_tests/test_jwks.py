@@ -1,0 +1,485 @@
+"""Better Auth's keys: when they are fetched, how often, and what a faulty answer costs."""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler
+from threading import Event
+from typing import Any
+
+import httpx
+import jwt
+import pytest
+
+from todo_tests.better_auth import Issuer, Key, api, respond
+from todo_tests.support import assert_error, bearer, new_user, path_of
+
+pytestmark = pytest.mark.anyio
+
+OCT = "bWluZW1pbmVtaW5lbWluZW1pbmVtaW5lbWluZW1pbmU"
+TIMEOUT = 2.0  # seconds that Better Auth has for an answer
+BURST = 3  # fetches at once; then one a second
+
+
+@pytest.fixture
+def issuer() -> Iterator[Issuer]:
+    issuer = Issuer(Key("EdDSA"))
+    yield issuer
+    issuer.away()
+
+
+@pytest.fixture
+async def client(make_settings: Any, issuer: Issuer) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an app that knows no key yet."""
+    async with api(make_settings(better_auth_url=issuer.url)) as client:
+        yield client
+
+
+async def get(client: httpx.AsyncClient, headers: Mapping[str, str], user: str) -> httpx.Response:
+    return await client.get(path_of(user), headers=headers)
+
+
+async def accepts(client: httpx.AsyncClient, issuer: Issuer, key: Key | None = None) -> bool:
+    """Whether a new token of the issuer's is accepted; else it is 401."""
+    user = new_user()
+    response = await get(client, issuer.bearer(user, key), user)
+    if response.status_code != 200:
+        assert_error(response, "INVALID_TOKEN")
+    return response.status_code == 200
+
+
+async def invented(client: httpx.AsyncClient, issuer: Issuer) -> httpx.Response:
+    """The answer to a token with a key of nobody."""
+    user = new_user()
+    return await get(client, issuer.bearer(user, Key("EdDSA")), user)
+
+
+def assert_unavailable(response: httpx.Response) -> None:
+    assert_error(response, "AUTH_KEYS_UNAVAILABLE")
+    assert response.headers["retry-after"] == "1"
+    assert "www-authenticate" not in response.headers
+
+
+# When.
+
+
+async def test_nothing_is_fetched_before_a_token_needs_it(
+    client: httpx.AsyncClient, issuer: Issuer, user: str
+) -> None:
+    issuer.away()
+    assert (await client.get("/healthz")).status_code == 200
+    assert (await client.get("/readyz")).status_code == 200
+    assert (await get(client, bearer(user), user)).status_code == 200
+    issuer.back()
+    assert (await get(client, bearer(user), user)).status_code == 200
+    assert issuer.fetches == []
+    assert await accepts(client, issuer)
+    assert issuer.fetches == ["/api/auth/jwks"]
+
+
+async def test_known_keys_are_not_fetched_again(client: httpx.AsyncClient, issuer: Issuer) -> None:
+    for _ in range(5):
+        assert await accepts(client, issuer)
+    assert len(issuer.fetches) == 1
+
+
+async def test_many_first_tokens_share_one_fetch(client: httpx.AsyncClient, issuer: Issuer) -> None:
+    answers = await asyncio.gather(*[accepts(client, issuer) for _ in range(50)])
+    assert (all(answers), len(issuer.fetches)) == (True, 1)
+
+
+async def test_a_fetch_holds_up_nobody_else(
+    client: httpx.AsyncClient, issuer: Issuer, user: str
+) -> None:
+    """HS256 never waits, and the event loop goes on."""
+    release = Event()
+    issuer.answer = lambda request: (release.wait(5), respond(request, issuer.jwks))[1]
+    waiting = asyncio.create_task(accepts(client, issuer))
+    while not issuer.fetches:
+        await asyncio.sleep(0.01)
+    async with asyncio.timeout(1):
+        for headers, status in ((bearer(user), 200), (bearer(user, sub=""), 401), ({}, 401)):
+            assert (await get(client, headers, user)).status_code == status
+        assert (await client.get("/healthz")).status_code == 200
+    assert not waiting.done()
+    release.set()
+    assert await waiting
+
+
+async def test_a_request_that_gives_up_does_not_spoil_it_for_the_others(
+    client: httpx.AsyncClient, issuer: Issuer
+) -> None:
+    release = Event()
+    issuer.answer = lambda request: (release.wait(5), respond(request, issuer.jwks))[1]
+    first, second = (asyncio.create_task(accepts(client, issuer)) for _ in range(2))
+    while not issuer.fetches:
+        await asyncio.sleep(0.01)
+    first.cancel()
+    await asyncio.wait([first])
+    release.set()
+    assert await second
+    assert len(issuer.fetches) == 1
+
+
+# Rotation.
+
+
+async def test_the_first_token_after_a_rotation_is_accepted_at_once(
+    client: httpx.AsyncClient, issuer: Issuer
+) -> None:
+    for _ in range(BURST):
+        began = time.monotonic()
+        assert await accepts(client, issuer)
+        assert time.monotonic() - began < 0.5
+        issuer.keys.append(Key("EdDSA"))
+
+
+async def test_it_is_accepted_even_when_rotations_use_up_the_allowance(
+    client: httpx.AsyncClient, issuer: Issuer
+) -> None:
+    for _ in range(BURST + 2):
+        issuer.keys.append(Key("EdDSA"))
+        began = time.monotonic()
+        assert await accepts(client, issuer)
+        assert time.monotonic() - began < 2
+    assert len(issuer.fetches) == BURST + 2
+    assert await accepts(client, issuer, issuer.keys[0])  # old keys stay listed
+
+
+async def test_a_key_published_while_a_fetch_is_under_way_is_found(
+    client: httpx.AsyncClient, issuer: Issuer
+) -> None:
+    """The fetch had read the old keys before the new one was made: another must follow."""
+    assert await accepts(client, issuer)
+    release, before = Event(), issuer.jwks
+
+    def slow(request: BaseHTTPRequestHandler) -> None:
+        issuer.answer = None
+        release.wait(5)
+        respond(request, before)
+
+    issuer.answer = slow
+    stranger = asyncio.create_task(invented(client, issuer))
+    while len(issuer.fetches) < 2:
+        await asyncio.sleep(0.01)
+    issuer.keys.append(Key("EdDSA"))
+    rotated = asyncio.create_task(accepts(client, issuer))
+    await asyncio.sleep(0.05)
+    release.set()
+    assert await rotated
+    assert_error(await stranger, "INVALID_TOKEN")
+
+
+async def test_a_flood_of_invented_kids_costs_few_fetches(
+    client: httpx.AsyncClient, issuer: Issuer
+) -> None:
+    """And a rotation in its midst is not refused."""
+    assert await accepts(client, issuer)
+    began = time.monotonic()
+    stranger = Key("EdDSA")
+
+    async def attack(number: int) -> None:
+        await asyncio.sleep(number / 200)
+        stranger.kid = f"invented-{number}"
+        headers = issuer.bearer("mallory", stranger)
+        assert_error(await get(client, headers, "mallory"), "INVALID_TOKEN")
+
+    flood = asyncio.gather(*[attack(number) for number in range(300)])
+    await asyncio.sleep(1.2)
+    assert await accepts(client, issuer, issuer.keys[0])  # known: no waiting
+    issuer.keys.append(Key("EdDSA"))
+    assert await accepts(client, issuer)
+    await flood
+    elapsed = time.monotonic() - began
+    assert len(issuer.fetches) <= BURST + elapsed + 1
+    assert elapsed < 6
+
+
+# Faults of the answer. None is 401, on which a frontend logs its user out.
+
+
+def answer(
+    body: bytes, status: int = 200, **headers: str
+) -> Callable[[BaseHTTPRequestHandler], None]:
+    return lambda request: respond(request, body, status, **headers)
+
+
+def raw(*parts: bytes, pause: float = 0.0) -> Callable[[BaseHTTPRequestHandler], None]:
+    """An answer byte by byte as given, or not HTTP at all, and then the end."""
+
+    def send(request: BaseHTTPRequestHandler) -> None:
+        for part in parts:
+            request.wfile.write(part)
+            time.sleep(pause)
+        request.close_connection = True
+
+    return send
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+PADDING = json.dumps({"keys": [], "padding": "x" * 2**20}).encode()
+FAULTS: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {
+    "500": answer(b"{}", 500),
+    "404": answer(b"Not Found", 404),
+    "429": answer(b'{"message":"Too many requests"}', 429, X_Retry_After="10"),
+    "204": answer(b"", 204),
+    "401": answer(b"{}", 401),
+    "HTML": answer(b"<!doctype html><title>Sign in</title>", Content_Type="text/html"),
+    "nothing": answer(b""),
+    "no JSON": answer(b"{'keys': []}"),
+    "not UTF-8": answer(b'{"keys":["\xff"]}'),
+    "a nesting bomb": answer(b'{"keys":' + b"[" * 100_000),
+    "null": answer(b"null"),
+    "number": answer(b"1"),
+    "text": answer(b'"keys"'),
+    "list": answer(b"[]"),
+    "no member keys": answer(b"{}"),
+    "keys null": answer(b'{"keys":null}'),
+    "keys number": answer(b'{"keys":1}'),
+    "keys text": answer(b'{"keys":"keys"}'),
+    "keys object": answer(b'{"keys":{"a":"b"}}'),
+    "empty set": answer(b'{"keys":[]}'),
+    "only keys that cannot be parsed": answer(b'{"keys":[null,1,"x",[],{},{"kid":"a"}]}'),
+    "huge": answer(PADDING),
+    "huge, of undeclared length": raw(HEAD, b"\r\n", *[PADDING] * 8),
+    "endless head": raw(b"HTTP/1.1 200 OK\r\n", *[b"X: y\r\n"] * 5000),
+    "endless line": raw(b"HTTP/1.1 200 OK\r\nX: ", b"y" * 2**20),
+    "cut short": raw(HEAD, b"Content-Length: 5000\r\n\r\n", b'{"keys":[]'),
+    "bad chunks": raw(HEAD, b"Transfer-Encoding: chunked\r\n\r\n", b"zz\r\n{}"),
+    "not HTTP": raw(b"220 mail.example.com ESMTP\r\n"),
+    "closed": raw(),
+    "slow": lambda _: time.sleep(TIMEOUT + 1),
+    "slow body": raw(HEAD, b"Content-Length: 99\r\n\r\n", *[b" "] * 12, pause=0.25),
+    "slow head": raw(b"HTTP/1.1 200 OK\r\nX: ", *[b"y"] * 12, pause=0.25),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+async def test_while_no_key_is_known_a_fault_is_503(
+    client: httpx.AsyncClient, issuer: Issuer, fault: Any, user: str
+) -> None:
+    issuer.answer = fault
+    began = time.monotonic()
+    assert_unavailable(await get(client, issuer.bearer(user), user))
+    assert time.monotonic() - began < TIMEOUT + 1
+    assert (await get(client, bearer(user), user)).status_code == 200
+    issuer.answer = None
+    assert await accepts(client, issuer)
+    assert len(issuer.fetches) == 2
+
+
+@pytest.mark.parametrize(("status", "padding"), [(500, 0), (404, 0), (206, 0), (200, 2**20)])
+async def test_good_keys_do_not_count_in_an_answer_of_another_status_or_size(
+    client: httpx.AsyncClient, issuer: Issuer, user: str, status: int, padding: int
+) -> None:
+    issuer.answer = answer(issuer.jwks + b" " * padding, status)
+    assert_unavailable(await get(client, issuer.bearer(user), user))
+
+
+@pytest.mark.parametrize("fault", ["500", "HTML", "list", "closed"])
+async def test_known_keys_are_served_while_better_auth_is_away(
+    client: httpx.AsyncClient, issuer: Issuer, fault: str
+) -> None:
+    """A key that is not known cannot be judged: 503."""
+    assert await accepts(client, issuer)
+    issuer.answer = FAULTS[fault]
+    assert_unavailable(await invented(client, issuer))
+    assert await accepts(client, issuer)
+    issuer.answer = None
+    assert_error(await invented(client, issuer), "INVALID_TOKEN")
+
+
+async def test_nobody_listening_is_503_until_somebody_does(
+    client: httpx.AsyncClient, issuer: Issuer, user: str
+) -> None:
+    issuer.away()
+    for _ in range(5):
+        began = time.monotonic()
+        assert_unavailable(await get(client, issuer.bearer(user), user))
+        assert time.monotonic() - began < 2
+    issuer.back()
+    assert await accepts(client, issuer)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_redirect_is_not_followed(
+    client: httpx.AsyncClient, issuer: Issuer, user: str, status: int
+) -> None:
+    elsewhere = Issuer(*issuer.keys)
+    issuer.answer = answer(b"", status, Location=f"{elsewhere.url}/api/auth/jwks")
+    assert_unavailable(await get(client, issuer.bearer(user), user))
+    assert (len(issuer.fetches), elsewhere.fetches) == (1, [])
+    elsewhere.away()
+
+
+async def test_proxies_and_netrc_of_the_environment_do_not_matter(
+    client: httpx.AsyncClient, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setitem(os.environ, name, "http://127.0.0.1:9")
+    assert await accepts(client, issuer)
+
+
+async def test_one_bad_key_does_not_spoil_the_set(
+    client: httpx.AsyncClient, issuer: Issuer, user: str
+) -> None:
+    good = issuer.keys[0].jwk
+    bad: list[object] = [
+        *(None, 1, "x", [], {}, {"kid": "a"}, {"kty": "OKP", "kid": "b"}),
+        {**good, "kid": None},
+        {**good, "kid": 1},
+        {**good, "kid": ["c"]},
+        {**good, "kid": "d", "x": "!"},
+        {**good, "kid": "e", "x": 5},
+        {**good, "kid": "f", "crv": "Ed448"},
+        {**good, "kid": "g", "alg": "ES384"},
+        {**good, "kid": "h", "kty": "XYZ"},
+        {"kty": "EC", "crv": "P-384", "alg": "ES384", "kid": "i", "x": "AA", "y": "AA"},
+        {"kty": "RSA", "alg": "RS256", "kid": "j", "n": "", "e": "AQAB"},
+        {"kty": "RSA", "alg": "RS256", "kid": "k", "n": "AQAB", "e": None},
+        {"kty": "oct", "alg": "HS256", "kid": "l", "k": OCT},
+        {name: value for name, value in good.items() if name != "kid"},
+    ]
+    body = json.dumps({"keys": [*bad, good, *bad]}).encode()
+    issuer.answer = answer(body)
+    assert await accepts(client, issuer)
+    for kid in "afghijk":
+        key = Key("EdDSA", kid)
+        assert_error(await get(client, issuer.bearer(user, key), user), "INVALID_TOKEN")
+        if len(issuer.fetches) >= BURST:  # those that are unknown wait for the allowance
+            break
+
+
+async def test_a_symmetric_key_in_the_set_signs_nothing(
+    client: httpx.AsyncClient, issuer: Issuer, user: str
+) -> None:
+    secret = b"mine" * 8
+    oct_key = {"kty": "oct", "alg": "HS256", "kid": "oct", "k": OCT}
+    issuer.answer = answer(json.dumps({"keys": [oct_key, issuer.keys[0].jwk]}).encode())
+    assert await accepts(client, issuer)
+    claims = {"sub": user, "exp": time.time() + 60, "iss": issuer.url, "aud": issuer.url}
+    forged = jwt.encode(claims, secret, "HS256", {"kid": "oct"})
+    headers = {"Authorization": f"Bearer {forged}"}
+    assert_error(await get(client, headers, user), "INVALID_TOKEN")
+
+
+# Age. The clocks that the app reads are moved on, in an event loop of their own.
+
+
+class Clock:
+    """Moves time.time and time.monotonic, and with that every event loop, into the future."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ahead = 0.0
+        for name in ("time", "monotonic"):
+            now: Callable[[], float] = getattr(time, name)
+            monkeypatch.setattr(time, name, lambda now=now: now() + self.ahead)
+
+
+class Scene:
+    """An app, its issuer, a user with a token, and the clock."""
+
+    def __init__(self, client: httpx.AsyncClient, issuer: Issuer, clock: Clock) -> None:
+        self.client, self.issuer, self.clock = client, issuer, clock
+        self.user = new_user()
+        self.token = self.new_token()
+
+    def new_token(self) -> dict[str, str]:
+        """One whose times are good whatever the clock of the test says."""
+        return self.issuer.bearer(self.user, iat=None, exp=2**40)
+
+    async def after(self, seconds: float, token: Mapping[str, str] | None = None) -> int:
+        """The status that the first token, or another, gets so many seconds later."""
+        self.clock.ahead += seconds
+        status = (await get(self.client, token or self.token, self.user)).status_code
+        await asyncio.sleep(0.05)  # a fetch in the background may end
+        return status
+
+
+Play = Callable[[Callable[[Scene], Awaitable[None]]], None]
+
+
+@pytest.fixture
+def play(make_settings: Any, issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> Play:
+    def run(scenario: Callable[[Scene], Awaitable[None]]) -> None:
+        async def main() -> None:
+            async with api(make_settings(better_auth_url=issuer.url)) as client:
+                scene = Scene(client, issuer, Clock(monkeypatch))
+                assert await scene.after(0) == 200
+                await scenario(scene)
+
+        with asyncio.Runner() as runner:
+            runner.run(main())
+
+    return run
+
+
+FIVE_MINUTES = 300
+
+
+@pytest.mark.parametrize(
+    "pauses",
+    [[FIVE_MINUTES], [239, 61], [59, 240, 1], [1, 59, 61, 118, 61], [10] * 30],
+    ids=lambda pauses: "+".join(map(str, pauses[:5])),
+)
+def test_a_withdrawn_key_stops_working_within_five_minutes(play: Play, pauses: list[int]) -> None:
+    """Whenever its token is used meanwhile, or remembered."""
+
+    async def scenario(scene: Scene) -> None:
+        scene.issuer.keys[:] = [Key("EdDSA")]
+        statuses = [await scene.after(pause) for pause in pauses]
+        assert statuses[-1] == 401
+        assert statuses == sorted(statuses)
+        assert await scene.after(0, scene.new_token()) == 200
+
+    play(scenario)
+
+
+def test_a_kid_that_is_used_again_means_the_new_key_within_five_minutes(play: Play) -> None:
+    """Serial ids begin at 1 again when Better Auth's database is reset."""
+
+    async def scenario(scene: Scene) -> None:
+        scene.issuer.keys[:] = [Key("EdDSA", scene.issuer.keys[0].kid)]
+        new = scene.new_token()
+        assert await scene.after(FIVE_MINUTES, new) == 200
+        assert await scene.after(0) == 401
+
+    play(scenario)
+
+
+def test_known_keys_outlive_any_outage(play: Play) -> None:
+    """And hours of it cost few attempts, and nobody much waiting."""
+
+    async def scenario(scene: Scene) -> None:
+        scene.issuer.answer = FAULTS["500"]
+        assert [await scene.after(3600) for _ in range(3)] == [200] * 3
+        tried = len(scene.issuer.fetches)
+        assert [await scene.after(2) for _ in range(30)] == [200] * 30
+        assert len(scene.issuer.fetches) - tried <= 10
+        scene.issuer.answer = None
+        scene.issuer.keys[:] = [Key("EdDSA")]
+        assert await scene.after(FIVE_MINUTES) == 401
+
+    play(scenario)
+
+
+def test_an_outage_makes_nobody_wait_for_better_auth_each_time(play: Play) -> None:
+    async def scenario(scene: Scene) -> None:
+        scene.issuer.answer = FAULTS["slow"]
+        scene.clock.ahead += 3600
+        began = time.monotonic()
+        for _ in range(20):
+            assert await scene.after(0, scene.new_token()) == 200
+        assert time.monotonic() - began < TIMEOUT + 2
+
+    play(scenario)
+
+
+def test_good_keys_are_asked_for_about_once_a_minute(play: Play) -> None:
+    async def scenario(scene: Scene) -> None:
+        assert [await scene.after(10) for _ in range(48)] == [200] * 48
+        assert len(scene.issuer.fetches) <= 10
+
+    play(scenario)

@@ -1,0 +1,372 @@
+"""SIGTERM, dying workers, and `python todo.py check`: what the operator does and sees."""
+
+import asyncio
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+
+from todo_tests.damage import LOST, Answer, Bouncer, Caller, Life, jwks, soon, together
+from todo_tests.support import (
+    AUTH_URL,
+    ROOT,
+    SECRET,
+    Database,
+    OwnPostgres,
+    Serve,
+    Server,
+    free_port,
+    plain_environment,
+    token,
+)
+
+NewPostgres = Callable[..., OwnPostgres]
+WORKERS = ("1", "2")
+
+
+def workers_of(server: Server) -> list[psutil.Process]:
+    """The processes that accept its connections, but for the one that was started."""
+    accepting = []
+    for child in psutil.Process(server.process.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            ports = [c.laddr.port for c in child.net_connections("tcp") if c.status == "LISTEN"]
+            accepting += [child] if server.port in ports else []
+    return accepting
+
+
+async def refused(server: Server) -> bool:
+    """Whether a new caller finds nobody there."""
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    except ConnectionError:
+        return True
+    writer.close()
+    return False
+
+
+async def ended(server: Server, *, within: float) -> tuple[int, float]:
+    """The exit code, and after how many seconds it came."""
+    start = time.monotonic()
+    code = await asyncio.to_thread(server.process.wait, within)
+    return code, time.monotonic() - start
+
+
+def clean(server: Server) -> None:
+    assert "Traceback" not in server.stderr()
+    assert " ERROR " not in server.stderr()
+
+
+def stored(database_url: str, user: str) -> list[str]:
+    with psycopg.connect(database_url) as connection:
+        rows = connection.execute("select title from tasks where user_id = %s", (user,))
+        return [title for (title,) in rows]
+
+
+# SIGTERM
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+async def test_sigterm_finishes_what_is_in_flight(
+    workers: str, serve: Serve, own_postgres: NewPostgres
+) -> None:
+    """Ten writes wait for a lock when the signal comes; idle connections and newcomers do not."""
+    url = (await asyncio.to_thread(own_postgres)).create_database(schema=True)
+    settings = {"WORKERS": workers, "DB_TIMEOUT": "20"}
+    server = await asyncio.to_thread(serve, settings, database_url=url)
+    callers = [Caller(server.port, "writer") for _ in range(10)]
+    idle = [Caller(server.port) for _ in range(10)]
+    await together(caller.ask("GET", "") for caller in callers + idle)
+
+    with psycopg.connect(url) as locker:
+        locker.execute("lock table tasks in exclusive mode")
+        asked = [
+            asyncio.create_task(caller.ask("POST", "", {"title": f"In flight {number}"}))
+            for number, caller in enumerate(callers)
+        ]
+        await asyncio.sleep(0.5)
+        server.process.send_signal(signal.SIGTERM)
+        await soon(lambda: refused(server), within=3.0, why="still accepts connections")
+        await asyncio.sleep(1.0)
+        assert server.process.poll() is None
+        assert not any(task.done() for task in asked)
+    answers = await asyncio.gather(*asked)
+    assert [answer.status for answer in answers] == [201] * 10
+    code, seconds = await ended(server, within=5.0)
+    assert code == 0
+    assert sorted(stored(url, "writer")) == sorted(answer.body["title"] for answer in answers)
+    clean(server)
+    print(f"WORKERS={workers}: exit {code}, {seconds:.2f} s after the last answer")
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+async def test_sigterm_under_load_loses_no_answer(
+    workers: str, serve: Serve, database_url: str
+) -> None:
+    """What is stored has been acknowledged, and what has been acknowledged is stored."""
+    server = await asyncio.to_thread(serve, {"WORKERS": workers})
+    acknowledged: dict[str, list[str]] = {}
+
+    async def write(number: int) -> None:
+        caller = Caller(server.port)
+        titles = acknowledged[caller.user] = []
+        with suppress(*LOST):
+            while True:
+                title = f"{number}/{len(titles)}"
+                answer = await caller.ask("POST", "", {"title": title})
+                assert answer.status == 201
+                titles.append(title)
+
+    async def stop() -> tuple[int, float]:
+        await asyncio.sleep(1.0)
+        server.process.send_signal(signal.SIGTERM)
+        return await ended(server, within=10.0)
+
+    (code, seconds), *_ = await together([stop(), *(write(number) for number in range(20))])
+    assert code == 0
+    assert sum(map(len, acknowledged.values())) > 20
+    for user, titles in acknowledged.items():
+        assert sorted(stored(database_url, user)) == sorted(titles)
+    clean(server)
+    print(f"WORKERS={workers}: exit {code} after {seconds:.2f} s under load")
+
+
+async def test_sigterm_waits_for_nobody_longer_than_10_s(
+    serve: Serve, own_postgres: NewPostgres
+) -> None:
+    """Neither for a database that hangs, nor for a body that does not come; with workers too."""
+    url = (await asyncio.to_thread(own_postgres)).create_database(schema=True)
+    settings = [{"WORKERS": workers, "DB_TIMEOUT": "60"} for workers in WORKERS]
+    servers = [await asyncio.to_thread(serve, each, database_url=url) for each in settings]
+
+    async def hang(server: Server) -> None:
+        caller, stalled = Caller(server.port), Caller(server.port)
+        await caller.ask("GET", "/healthz")
+        _, writer = await stalled.connect()
+        writer.write(stalled.head("POST", "", Content_Type="application/json", Content_Length=99))
+        asked = asyncio.create_task(caller.ask("GET", ""))
+        await asyncio.sleep(0.5)
+        server.process.send_signal(signal.SIGTERM)
+        code, seconds = await ended(server, within=15.0)
+        with suppress(*LOST):
+            assert (await asked).status == 500
+        await stalled.close()
+        assert code == 0
+        assert 9.0 < seconds < 12.5
+        assert "Traceback" not in server.stderr(), server.stderr()
+
+    with psycopg.connect(url) as locker:
+        locker.execute("lock table tasks in access exclusive mode")
+        await together(hang(server) for server in servers)
+
+
+# Workers
+
+
+async def test_a_worker_that_dies_is_replaced(serve: Serve) -> None:
+    server = await asyncio.to_thread(serve, {"WORKERS": "2"})
+
+    async def two_serve() -> bool:
+        return len(workers_of(server)) == 2 and (await ask()).status == 200
+
+    async def ask() -> Answer:
+        caller = Caller(server.port)
+        try:
+            return await caller.ask("GET", "")
+        finally:
+            await caller.close()
+
+    await soon(two_serve, within=10.0, why="no two workers")
+    for _ in range(2):
+        victim = workers_of(server)[0]
+        victim.kill()
+        start = time.monotonic()
+        await asyncio.sleep(0.05)
+        assert (await ask()).status == 200, "the other goes on"
+        await soon(two_serve, within=10.0, why="not replaced")
+        assert victim.pid not in {worker.pid for worker in workers_of(server)}
+        print(f"replaced after {time.monotonic() - start:.1f} s")
+    lives = [Life(server.port, seed) for seed in range(8)]
+    await together(life.steps(10) for life in lives)
+    survivors = workers_of(server)
+    assert await asyncio.to_thread(server.stop) == 0
+    assert not any(worker.is_running() for worker in survivors)
+
+
+# python todo.py check
+
+
+@pytest.fixture
+def keys() -> Iterator[str]:
+    """The URL of a Better Auth that answers with its keys."""
+    with jwks() as url:
+        yield url
+
+
+def check(
+    tmp_path: Path, environment: Mapping[str, str | None], said: str = ""
+) -> tuple[int, list[str]]:
+    """Run `python todo.py check`; its exit code and its lines, in which no secret may be."""
+    folder = tmp_path / str(free_port())
+    folder.mkdir()
+    (folder / "todo.py").write_bytes((ROOT / "todo.py").read_bytes())
+    done = subprocess.run(
+        [sys.executable, "todo.py", "check"],
+        cwd=folder,
+        env=plain_environment(**environment),
+        input=said,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    text = done.stdout + done.stderr
+    assert "Traceback" not in text
+    for secret in (SECRET, "a-password", said.strip()):
+        assert not secret or secret not in text
+    return done.returncode, text.splitlines()
+
+
+def about(lines: list[str], what: str) -> str:
+    """The one line that says something of it."""
+    found = [line for line in lines if re.search(what, line, re.IGNORECASE)]
+    assert len(found) == 1, (what, lines)
+    return found[0]
+
+
+@pytest.fixture
+def environment(database_url: str, keys: str) -> dict[str, str]:
+    """Of a service that is all well."""
+    return {"NEON_DB_URL": database_url, "BETTER_AUTH_SECRET": SECRET, "BETTER_AUTH_URL": keys}
+
+
+def test_check_finds_all_well(
+    tmp_path: Path, environment: dict[str, str], postgres: Database
+) -> None:
+    code, lines = check(tmp_path, environment)
+    assert code == 0
+    version = str(postgres.execute("show server_version_num")[0][0])[:2]
+    assert re.search(rf"\b{version}\b", about(lines, "PostgreSQL"))
+    assert re.search(r"\d ms", about(lines, "round trip"))
+    assert about(lines, r"\btable\b")
+    assert about(lines, "jwks")
+    assert re.search(r"\bno\b|without|direct", about(lines, "pooler"))
+
+
+@pytest.mark.skipif(Bouncer.program is None, reason="no pgbouncer is installed")
+def test_check_recognises_a_pooler(
+    tmp_path: Path, own_postgres: NewPostgres, environment: dict[str, str]
+) -> None:
+    postgres = own_postgres()
+    url = postgres.create_database(schema=True)
+    _, direct = check(tmp_path, {**environment, "NEON_DB_URL": url})
+    pooler = Bouncer(postgres.port).start()
+    try:
+        code, through = check(tmp_path, {**environment, "NEON_DB_URL": pooler.url(url)})
+    finally:
+        pooler.remove()
+    assert code == 0
+    assert about(through, "pooler") != about(direct, "pooler")
+    assert not re.search(r"\bno\b|without|direct", about(through, "pooler"))
+
+
+FAULTS: dict[str, tuple[dict[str, str | None], str]] = {
+    "secret-missing": ({"BETTER_AUTH_SECRET": None}, "BETTER_AUTH_SECRET"),
+    "secret-short": ({"BETTER_AUTH_SECRET": "a-password"}, "BETTER_AUTH_SECRET"),
+    "url-bad": ({"NEON_DB_URL": "mysql://x:a-password@y/z"}, "NEON_DB_URL"),
+    "host-unknown": (
+        {"NEON_DB_URL": "postgresql://x:a-password@nobody.invalid/z"},
+        "nobody.invalid",
+    ),
+    "database-down": (
+        {"NEON_DB_URL": f"postgresql://x:a-password@127.0.0.1:{free_port()}/z"},
+        "refused",
+    ),
+    "jwks-down": ({"BETTER_AUTH_URL": f"http://127.0.0.1:{free_port()}"}, "jwks"),
+    "jwks-wrong-page": ({"JWKS_URL": "{keys}/nothing/here"}, "jwks"),
+}
+
+
+@pytest.mark.parametrize(("overrides", "named"), FAULTS.values(), ids=FAULTS)
+def test_check_names_what_is_wrong(
+    tmp_path: Path, environment: dict[str, str], overrides: dict[str, str | None], named: str
+) -> None:
+    keys = environment["BETTER_AUTH_URL"]
+    filled = {name: value and value.format(keys=keys) for name, value in overrides.items()}
+    start = time.monotonic()
+    code, lines = check(tmp_path, {**environment, **filled})
+    assert code == 1
+    assert named.lower() in "\n".join(lines).lower()
+    assert time.monotonic() - start < 20.0
+
+
+def test_check_names_every_faulty_variable(tmp_path: Path) -> None:
+    code, lines = check(tmp_path, {"PORT": "a-password", "BETTER_AUTH_URL": AUTH_URL})
+    assert code == 1
+    for name in ("NEON_DB_URL", "BETTER_AUTH_SECRET", "PORT"):
+        assert name in "\n".join(lines)
+
+
+TABLES = {
+    "missing": ("drop table tasks", "table"),
+    "column-missing": ("alter table tasks drop column description", "description"),
+    "column-of-another-type": (
+        "alter table tasks alter completed drop default, alter completed type int using 0",
+        "completed",
+    ),
+    "id-not-made": ("alter table tasks alter column id drop identity", r"\bid\b"),
+    "column-that-must-be-given": ("alter table tasks add column more text not null", "more"),
+}
+
+
+@pytest.mark.parametrize(("damage", "named"), TABLES.values(), ids=TABLES)
+def test_check_compares_the_table(
+    tmp_path: Path, environment: dict[str, str], postgres: Database, damage: str, named: str
+) -> None:
+    url = postgres.create_database(schema=True)
+    postgres.execute(damage, database_url=url)
+    code, lines = check(tmp_path, {**environment, "NEON_DB_URL": url})
+    postgres.drop_database(url)
+    assert code == 1
+    assert re.search(named, about(lines, r"\btable\b"))
+
+
+TOKENS: dict[str, tuple[Callable[[], str], int, str]] = {
+    "good": (lambda: token("demo-user"), 0, "demo-user"),
+    "with-its-scheme": (lambda: f"Bearer {token('demo-user')}", 0, "demo-user"),
+    "expired": (lambda: token("demo-user", exp=1_000_000_000), 1, "expired"),
+    "not-yet": (lambda: token("demo-user", nbf=int(time.time()) + 3600), 1, "nbf|not yet"),
+    "of-another-secret": (lambda: token("demo-user", key="x" * 40), 1, "signature"),
+    "of-nobody": (lambda: token(None), 1, r"\bsub\b|user"),
+    "without-end": (lambda: token("demo-user", exp=None), 1, r"\bexp\b"),
+    "for-somebody-else": (lambda: token("demo-user", aud="https://else.test"), 1, "aud"),
+    "no-token": (lambda: "not-a-token-at-all", 1, "JWT|token"),
+}
+
+
+@pytest.mark.parametrize(("said", "expected", "named"), TOKENS.values(), ids=TOKENS)
+def test_check_says_whose_a_token_is_or_why_it_is_refused(
+    tmp_path: Path,
+    environment: dict[str, str],
+    said: Callable[[], str],
+    expected: int,
+    named: str,
+) -> None:
+    code, lines = check(tmp_path, environment, said() + "\n")
+    assert code == expected
+    assert re.search(named, about(lines, r"\btoken\b"), re.IGNORECASE)
+
+
+def test_check_without_a_token_says_nothing_of_one(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    code, lines = check(tmp_path, environment, "\n")
+    assert code == 0
+    assert not [line for line in lines if re.search(r"token.*(refused|valid for|of user)", line)]
