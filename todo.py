@@ -1128,11 +1128,10 @@ class Database:
 
     async def _unreachable(self, _: Any) -> None:
         """Fail those who wait, if an attempt to connect failed and no connection is left."""
-        left = self.lines - len(self.opening)
+        if self.lines > len(self.opening):
+            return
         for task in self.opening:
             task.cancel()
-        if left:
-            return
         self.away_until = asyncio.get_running_loop().time() + OUTAGE_PAUSE
         while self.waiting:
             job = self.waiting.popleft()
@@ -1434,6 +1433,9 @@ class Envelope:
             await problem.response()(scope, receive, send_in_envelope)
         except ClientDisconnect:
             fault = " the client went away"
+        except asyncio.CancelledError:
+            level, fault = logging.ERROR, " error=INTERNAL_ERROR: cut short by the shutdown"
+            await Problem("INTERNAL_ERROR").response()(scope, receive, send_in_envelope)
         except Exception as exc:  # noqa: BLE001 the last resort of FR-027 and FR-028
             level, fault, trace = logging.ERROR, " error=INTERNAL_ERROR", exc
             await Problem("INTERNAL_ERROR").response()(scope, receive, send_in_envelope)
@@ -1592,6 +1594,8 @@ class Protocol(HttpToolsProtocol):
             return
         self.received += size
         self._arm()
+        if not head_open:
+            self.headers = []  # trailers, which nobody reads
         if head_open and self.received > HEAD_MAX:
             self.too_large = True
             self.send_400_response("")
@@ -1607,7 +1611,13 @@ class Protocol(HttpToolsProtocol):
             self.deadline.cancel()
             self.deadline = None
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Say nothing: a client may ask for an upgrade and take HTTP/1.1 for an answer."""
+
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 ours says it in the one shape
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.close()  # a good request before it must not get its answer
+            return
         problem = Problem("HEADERS_TOO_LARGE" if self.too_large else "BAD_REQUEST")
         response = problem.response()
         request_id = secrets.token_hex(8)
@@ -1626,6 +1636,15 @@ class Protocol(HttpToolsProtocol):
         log.warning(
             "- - %d request=%s client=%s error=%s", problem.status, request_id, client, problem.code
         )
+
+
+class Workers(Multiprocess):
+    """uvicorn's supervisor, but at the end it lets nobody in whom no worker will serve."""
+
+    def terminate_all(self) -> None:
+        for listener in self.sockets:
+            listener.close()
+        super().terminate_all()
 
 
 def serve(settings: Settings, welcome: str = "") -> None:
@@ -1664,7 +1683,7 @@ def serve(settings: Settings, welcome: str = "") -> None:
     sys.stdout.write(welcome.format(url=url))
     sys.stdout.flush()
     if settings.workers > 1:
-        supervisor = Multiprocess(config, sockets=[listener])
+        supervisor = Workers(config, sockets=[listener])
         supervisor.run()
         if any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes):
             raise StartupError("todo.py cannot start: a worker did not, for the reason above")

@@ -10,25 +10,33 @@ machine's clock proves nothing; `object_level_authorization` needs a login opera
 Auth has and this API has not, so `another_user_is_refused` below does its work.
 """
 
+import http.client
+import json
+import logging
+import socket
 import urllib.parse
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import httpx
 import hypothesis
+import jsonschema_rs
+import jwt
 import psycopg
 import pytest
 import schemathesis
 import yaml
+from cryptography.hazmat.primitives.asymmetric import ed25519
 from schemathesis import engine
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events
 from schemathesis.python import asgi
 
 import todo
-from todo_tests.support import ORIGIN, ROOT, free_port, token
+from todo_tests.support import ORIGIN, ROOT, bearer, free_port, token
 
-REQUESTS = 200  # of each fuzzing run, for each operation
+REQUESTS = 120  # of each fuzzing run, for each operation
 WALKS, STEPS = 100, 12
 OF_HTTP_ITSELF = {"content-type", "content-length", "date", "connection"}
 METHODS = {"get", "post", "put", "patch", "delete"}
@@ -137,7 +145,9 @@ def contract(make_settings, database) -> Iterator[Callable[..., schemathesis.Bas
         schema.auth(refresh_interval=None)(PathUser)
         return schema
 
+    logging.disable(logging.WARNING)  # thousands of requests, a line for each
     yield bind
+    logging.disable(logging.NOTSET)
     asgi.shutdown_lifespans()
 
 
@@ -219,3 +229,88 @@ def test_links_lead_from_operation_to_operation(contract, database) -> None:
     missed = {operation for operation, status in answers if status == 404}
     assert succeeded == set(of_tasks)
     assert missed == {operation for operation in of_tasks if "{id}" in operation}
+
+
+# Answers of no operation, and those that random requests do not meet.
+
+
+def keeps(name: str, status: int, headers: Mapping[str, str], body: bytes) -> None:
+    """The answer is the contract's component of that name: headers, their values, the body."""
+    component = CONTRACT["components"]["responses"][name]
+    promised = {
+        header.lower(): CONTRACT["components"]["headers"][reference["$ref"].split("/")[-1]]
+        for header, reference in component["headers"].items()
+    }
+    assert set(headers) - OF_HTTP_ITSELF <= set(promised)
+    assert {header for header in promised if "required" in promised[header]} <= set(headers)
+    for header in set(promised) & set(headers):
+        schema, value = promised[header]["schema"], headers[header]
+        sent = int(value) if schema["type"] == "integer" else value
+        assert jsonschema_rs.is_valid(schema, sent), f"{header}: {value}"
+    if "content" not in component:
+        assert body == b""
+        return
+    assert headers["content-type"] == "application/json"
+    examples = component["content"]["application/json"]["examples"].values()
+    [error] = [each["value"] for each in examples if each["value"] == json.loads(body)]
+    assert todo.ERRORS[error["error_code"]][0] == status
+
+
+def of_unknown_key() -> dict[str, str]:
+    key = ed25519.Ed25519PrivateKey.generate()
+    claims = {"sub": "demo", "exp": 2**40}
+    return {"Authorization": f"Bearer {jwt.encode(claims, key, 'EdDSA', headers={'kid': 'k'})}"}
+
+
+TASKS = "/api/demo/tasks"
+JSON = {"Content-Type": "application/json"}
+
+
+def preflight(origin: str, method: str, headers: str) -> tuple[str, str, dict[str, str], bytes]:
+    asked = {"Method": method, "Headers": headers}
+    asked = {f"Access-Control-Request-{what}": value for what, value in asked.items()}
+    return "OPTIONS", TASKS, {"Origin": origin, **asked}, b""
+
+
+ANSWERS = {
+    "Preflight": preflight(ORIGIN, "PUT", "authorization,content-type,x-request-id"),
+    "PreflightRefused origin": preflight("http://localhost:3001", "GET", "authorization"),
+    "PreflightRefused method": preflight(ORIGIN, "TRACE", "authorization"),
+    "PreflightRefused headers": preflight(ORIGIN, "GET", "authorization,x-secret"),
+    "NotFound": ("GET", "/nowhere", {"Origin": ORIGIN}, b""),
+    "MethodNotAllowed": ("DELETE", "/healthz", {}, b""),
+    "Unauthorized": ("GET", TASKS, bearer("demo", exp=1), b""),
+    "PayloadTooLarge": ("POST", TASKS, {**bearer("demo"), **JSON}, b" " * (64 * 1024 + 1)),
+    "AuthKeysUnavailable": ("GET", TASKS, of_unknown_key(), b""),
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+async def test_an_answer_of_no_operation_keeps_the_contract(make_settings, name) -> None:
+    app = todo.create_app(make_settings(jwks_url=f"http://127.0.0.1:{free_port()}/jwks"))
+    method, path, headers, body = ANSWERS[name]
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://testserver"
+        ) as client,
+    ):
+        response = await client.request(method, path, headers=headers, content=body)
+    keeps(name.split()[0], response.status_code, response.headers, response.content)
+
+
+NO_REQUESTS = {
+    "BadRequest": b"nonsense\r\n\r\n",
+    "HeadersTooLarge": b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 70_000 + b"\r\n\r\n",
+}
+
+
+def test_an_answer_of_the_http_layer_keeps_the_contract(serve) -> None:
+    server = serve()
+    for name, request in NO_REQUESTS.items():
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(request)
+            response = http.client.HTTPResponse(connection)
+            response.begin()
+            headers = {header.lower(): value for header, value in response.getheaders()}
+            keeps(name, response.status, headers, response.read())
