@@ -58,7 +58,7 @@ import time
 import warnings
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, nullcontext, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
@@ -114,6 +114,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import psycopg as postgresql
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.types import TypeEngine
 from starlette.applications import Starlette
 from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.datastructures import Headers
@@ -161,9 +162,11 @@ def _postgres_url(url: SecretStr) -> SecretStr:
     if not re.match(r"postgres(ql)?://.", url.get_secret_value()):
         raise ValueError
     try:
-        conninfo_to_dict(url.get_secret_value())
+        port = conninfo_to_dict(url.get_secret_value()).get("port", "")
     except psycopg.Error:
         raise ValueError from None
+    if not re.fullmatch(r"[0-9,]*", str(port)):
+        raise ValueError
     return url
 
 
@@ -974,9 +977,10 @@ class Database:
         self.away_until = 0.0
         self.away = False
 
-    async def open(self) -> None:
-        """Check the table and open the pool. Raises StartupError."""
-        await self.check_table()
+    async def open(self, *, check: bool) -> None:
+        """Open the pool, if asked so after a look at the table. Raises StartupError."""
+        if check:
+            await self.check_table()
         await self.pool.open()
 
     async def close(self) -> None:
@@ -1492,8 +1496,12 @@ class Authentication:
         await self.app(scope, receive, send)
 
 
-def create_app(settings: Settings | None = None) -> Starlette:
-    """App of these settings, else of the environment's. Its lifespan opens the database."""
+def create_app(settings: Settings | None = None, *, check: bool = True) -> Starlette:
+    """App of these settings, else of the environment's. Its lifespan opens the database.
+
+    It refuses to start without the table, unless somebody has checked that already: a worker that
+    replaces a dead one has to start while the database is away.
+    """
     settings = settings or load_settings(Settings)
     if not log.handlers:
         configure_logging(settings.log_level)
@@ -1503,7 +1511,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         names = ", ".join(sorted(settings.model_fields_set)).upper()
         log.info("settings from the environment: %s", names)
-        await database.open()
+        await database.open(check=check)
         # What is imported by now stays: the collector need not walk it again and again.
         gc.collect()
         gc.freeze()
@@ -1615,7 +1623,8 @@ class Protocol(HttpToolsProtocol):
         """Say nothing: a client may ask for an upgrade and take HTTP/1.1 for an answer."""
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 ours says it in the one shape
-        if self.cycle is not None and not self.cycle.response_complete:
+        cycle = self.cycle
+        if self.pipeline or (cycle and not cycle.response_complete and not cycle.more_body):
             self.transport.close()  # a good request before it must not get its answer
             return
         problem = Problem("HEADERS_TOO_LARGE" if self.too_large else "BAD_REQUEST")
@@ -1661,7 +1670,7 @@ def serve(settings: Settings, welcome: str = "") -> None:
         ) from None
     listener.set_inheritable(True)
     config = uvicorn.Config(
-        partial(create_app, settings),
+        partial(create_app, settings, check=False),
         factory=True,
         workers=settings.workers,
         loop="uvloop",
@@ -1733,7 +1742,9 @@ async def check(settings: Settings, token: str) -> bool:
             cursor = await connection.execute(BACKEND.text, prepare=False)
             backend = cast("tuple[int]", await cursor.fetchone())[0]
             pooled = backend != info.backend_pid
-            tell(True, "connection", "through a transaction pooler" if pooled else "direct")
+            tell(
+                True, "connection", f"{'through a transaction' if pooled else 'direct, no'} pooler"
+            )
             trips = []
             for _ in range(5):
                 started = time.perf_counter()
@@ -1751,8 +1762,8 @@ async def check(settings: Settings, token: str) -> bool:
         tell(False, "JWKS", f"{tokens.keys.url}: {type(exc).__name__} {exc}")
     if token:
         try:
-            user = await tokens.user([b"Bearer " + token.encode()])
-            tell(True, "token", f"of user {ascii(user)}")
+            user = await tokens.user([b"Bearer " + token.removeprefix("Bearer ").encode()])
+            tell(True, "token", f"of user {user!a}")
         except Problem as problem:
             tell(False, "token", f"refused as {problem.code}: {problem.reason}")
     return well
@@ -1769,21 +1780,41 @@ def table_differences(settings: Settings) -> list[str]:
     if not inspector.has_table(tasks.name):
         return [f"no table {tasks.name}; make it with: python todo.py init-db"]
     found = {
-        column["name"]: (column["type"].compile(DIALECT), column["nullable"])
+        column["name"]: _spelled(
+            column["type"],
+            column["nullable"],
+            made=bool(column.get("identity") or column["default"]),
+        )
         for column in inspector.get_columns(tasks.name)
     }
-    needed = {column.name: (column.type.compile(DIALECT), column.nullable) for column in tasks.c}
+    needed = {
+        column.name: _spelled(
+            column.type, bool(column.nullable), made=bool(column.identity or column.server_default)
+        )
+        for column in tasks.c
+    }
     indexes = {str(index["name"]) for index in inspector.get_indexes(tasks.name)}
-    return [
-        f"column {name} is {found.get(name, ('missing',))[0]}, it must be {kind[0]}"
-        + ("" if kind[1] else " not null")
-        for name, kind in needed.items()
-        if found.get(name) != kind
-    ] + [
-        f"index {index.name} is missing"
-        for index in sorted(tasks.indexes, key=lambda index: str(index.name))
-        if index.name not in indexes
-    ]
+    return (
+        [
+            f"column {name} is {found.get(name, 'missing')}, it must be {needed[name]}"
+            for name in needed
+            if found.get(name) != needed[name]
+        ]
+        + [
+            f"column {name}, {kind}, is none of ours, so no task can be created"
+            for name, kind in found.items()
+            if name not in needed and kind.endswith("not null") and "made" not in kind
+        ]
+        + [
+            f"index {name} is missing"
+            for name in sorted({str(index.name) for index in tasks.indexes} - indexes)
+        ]
+    )
+
+
+def _spelled(kind: TypeEngine[Any], nullable: bool, *, made: bool) -> str:
+    name: str = kind.compile(DIALECT).lower()
+    return name + (" made by the database" if made else "") + ("" if nullable else " not null")
 
 
 def sign_token(settings: TokenSettings, user: str, seconds: int) -> str:
@@ -1820,13 +1851,15 @@ def dev() -> None:
         secret.chmod(0o600)
     os.environ.setdefault("BETTER_AUTH_SECRET", secret.read_text())
     os.environ.setdefault("BETTER_AUTH_URL", "http://localhost:3000")
-    with ExitStack() as stack:
-        if not os.environ.get("NEON_DB_URL"):
-            os.environ["NEON_DB_URL"] = stack.enter_context(embedded_postgres(folder))
-        settings = load_settings(Settings)
+    embedded = not os.environ.get("NEON_DB_URL")
+    if embedded:
+        os.environ["NEON_DB_URL"] = "postgresql://embedded"
+    settings = load_settings(Settings)
+    with embedded_postgres(folder) if embedded else nullcontext() as url:
+        if url:
+            settings = settings.model_copy(update={"neon_db_url": SecretStr(url)})
         init_db(settings)
-        token = sign_token(settings, "demo", 24 * 3600)
-        serve(settings, WELCOME.replace("{token}", token))
+        serve(settings, WELCOME.replace("{token}", sign_token(settings, "demo", 24 * 3600)))
 
 
 WELCOME = """

@@ -10,17 +10,19 @@ import statistics
 import time
 import urllib.parse
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, NamedTuple
 
 import psycopg
 import pytest
 
+from todo_tests import support
 from todo_tests.damage import (
     DATABASE_TIMEOUT,
     DATABASE_UNAVAILABLE,
     NOT_READY,
     ON_EVERY_ANSWER,
+    AllAtOnce,
     Answer,
     Caller,
     Life,
@@ -64,6 +66,76 @@ def cut_idle(admin: psycopg.Connection[Any], url: str) -> int:
     remain = "select from pg_stat_activity where pid = any(%s)"
     eventually(lambda: not admin.execute(remain, (cut,)).fetchall())
     return len(cut)
+
+
+# What waits: it runs from the start, in a thread of its own, while the other tests go on
+
+
+class Outage(NamedTuple):
+    """What was seen of a database that stopped, and came back."""
+
+    refused: list[Answer]
+    health: Answer
+    ready: Answer
+    said: list[str]  # by the server that was called all along
+    said_idle: list[str]  # by a server that nobody called
+    back: float  # seconds until both had a success
+    ready_again: Answer
+
+
+async def outage(postgres: OwnPostgres, busy: Server, idle: Server, seconds: float) -> Outage:
+    caller, late = Caller(busy.port), Caller(idle.port)
+    assert await served(caller)()
+    assert await served(late)()
+    before = len(lines(busy)), len(lines(idle))
+    await asyncio.to_thread(postgres.stop)
+
+    refused = []
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        refused += await together(
+            Caller(busy.port).ask(*request)
+            for request in (("GET", ""), ("GET", "1"), ("POST", "", {"title": "Too late"}))
+        )
+        await asyncio.sleep(0.2)
+    health = await caller.ask("GET", "/healthz")
+    ready = await caller.ask("GET", "/readyz")
+    said, said_idle = lines(busy)[before[0] :], lines(idle)[before[1] :]
+
+    await asyncio.to_thread(postgres.start)
+    back = await together(
+        soon(served(each), within=2.0, why="no success within 2 s") for each in (caller, late)
+    )
+    ready_again = await caller.ask("GET", "/readyz")
+    assert busy.process.poll() is idle.process.poll() is None, "ended"
+    return Outage(refused, health, ready, said, said_idle, max(back), ready_again)
+
+
+async def outages(postgres: OwnPostgres, serve: Serve) -> dict[float, Outage]:
+    url = await asyncio.to_thread(postgres.start().create_database, schema=True)
+    settings = {"DB_TIMEOUT": "2"}
+    busy, idle = [await asyncio.to_thread(serve, settings, database_url=url) for _ in range(2)]
+    return {seconds: await outage(postgres, busy, idle, seconds) for seconds in (1.0, 20.0)}
+
+
+async def given_up(serve: Serve, workers: str) -> tuple[int, float, Server]:
+    start = time.monotonic()
+    server = serve({"WORKERS": workers}, database_url=NOBODY, wait=False)
+    code = await asyncio.to_thread(server.wait, 20.0)
+    return code, time.monotonic() - start, server
+
+
+NOBODY = f"postgresql://someone:a-password@127.0.0.1:{free_port()}/todo"
+WORKERS = ("1", "2")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def waits() -> Iterator[AllAtOnce]:
+    postgres = OwnPostgres()
+    with support.servers(NOBODY) as serve:
+        scenarios = {workers: given_up(serve, workers) for workers in WORKERS}
+        yield AllAtOnce(outages=outages(postgres, serve), **scenarios)
+        postgres.remove()
 
 
 # Idle connections
@@ -117,68 +189,7 @@ async def test_a_request_is_one_round_trip_and_one_statement_after_a_cut_too(
                 assert wire.said(b"EQ") == 1, "no extra statement after the cut"
 
 
-# Outages
-
-
-@pytest.fixture(scope="module")
-def an_outage() -> Callable[..., Any]:
-    """A database that stops, and comes back; seen by a caller all along, and by one afterwards."""
-
-    async def outage(postgres: OwnPostgres, busy: Server, idle: Server, seconds: float) -> Any:
-        caller, late = Caller(busy.port), Caller(idle.port)
-        assert await served(caller)()
-        assert await served(late)()
-        before = len(lines(busy)), len(lines(idle))
-        await asyncio.to_thread(postgres.stop)
-
-        refused = []
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            refused += await together(
-                Caller(busy.port).ask(*request)
-                for request in (("GET", ""), ("GET", "1"), ("POST", "", {"title": "Too late"}))
-            )
-            await asyncio.sleep(0.2)
-        alive = await caller.ask("GET", "/healthz")
-        ready = await caller.ask("GET", "/readyz")
-        said = [lines(busy)[before[0] :], lines(idle)[before[1] :]]
-
-        await asyncio.to_thread(postgres.start)
-        recovered = await together(
-            soon(served(each), within=2.0, why="no success within 2 s") for each in (caller, late)
-        )
-        ready_again = await caller.ask("GET", "/readyz")
-        return refused, alive, ready, said, recovered, ready_again
-
-    return outage
-
-
-def test_an_outage_is_answered_at_once_and_over_at_once(
-    own_postgres: NewPostgres, serve: Serve, an_outage: Callable[..., Any]
-) -> None:
-    """After a second; and after 20 s, when a pool that doubles its pauses would sleep for 16."""
-    postgres = own_postgres()
-    url = postgres.create_database(schema=True)
-    busy, idle = (serve({"DB_TIMEOUT": "2"}, database_url=url) for _ in range(2))
-    for seconds in (1.0, 20.0):
-        refused, alive, ready, said, recovered, ready_again = asyncio.run(
-            an_outage(postgres, busy, idle, seconds)
-        )
-        for answer in refused:
-            is_error(answer, DATABASE_UNAVAILABLE, within=3.0)
-        assert statistics.median(answer.seconds for answer in refused) < 0.5
-        assert (alive.status, alive.body) == (200, {"status": "ok"})
-        assert (ready.status, ready.body) == (503, NOT_READY)
-        assert (ready_again.status, ready_again.body) == (200, {"status": "ready"})
-        assert busy.process.poll() is None
-        assert idle.process.poll() is None
-        print(f"after {seconds} s back within {max(recovered):.2f} s")
-
-        faults = [line for line in said[0] if re.search(r" (WARNING|ERROR) ", line)]
-        assert any(re.search("(?i)refused|terminat|shutting down", line) for line in faults)
-        assert len(said[0]) <= 2 * len(refused) + seconds + 5, "a flood in the log"
-        assert len(said[1]) <= seconds + 5, "a flood in the log of a server that nobody calls"
-        assert not any("Traceback" in line for line in said[0] + said[1])
+# Kills
 
 
 class Writers:
@@ -245,9 +256,7 @@ def test_three_kills_under_writes_lose_nothing_and_double_nothing(
     acknowledged, stored = writers.acknowledged(), titles(postgres, url)
     assert [title for title in acknowledged if not stored[title]] == [], "lost"
     assert [title for title, count in stored.items() if count > 1] == [], "stored twice"
-    print(
-        f"{len(acknowledged)} of {len(acknowledged) + len(refused)}, back after {max(back):.2f} s"
-    )
+    print(f"{len(acknowledged)} kept, {len(refused)} refused, back after {max(back):.2f} s")
 
 
 # Statements that hang
@@ -368,60 +377,52 @@ WRITES: dict[str, tuple[Any, ...]] = {
 MOMENTS = {"before-the-database-hears-of-it": False, "after-the-database-has-done-it": True}
 
 
-async def lose(
-    kind: str,
-    request: tuple[Any, ...],
-    *,
-    answered: bool,
-    postgres: OwnPostgres,
-    serve: Serve,
-    times: int = 1,
-) -> tuple[Answer, int, Any, list[Any]]:
-    """Lose the connections of one request.
-
-    Returns its answer, how often the statement was sent, the task before, the tasks afterwards.
-    """
-    url = postgres.create_database(schema=True)
-    async with Wire(postgres.port).laid() as wire:
-        server = await asyncio.to_thread(serve, database_url=wire.url(url))
-        caller = Caller(server.port)
-        before = await caller.create()
-        method, path, *body = request
-        wire.spoken.clear()
-        wire.cut(caller.user, answered=answered, times=times)
-        answer = await caller.ask(method, path.format(id=before["id"]), *body)
-        sent = wire.said(b"BQ", caller.user)
-        wire.cut(caller.user, answered=answered, times=0)
-        after = await caller.ask("GET", "")
-        assert after.status == 200, kind
-        return answer, sent, before, after.body
+Lose = Callable[..., Awaitable[tuple[Answer, int, Any, list[Any]]]]
 
 
 @pytest.fixture(scope="module")
-def postgres_behind_a_wire() -> Any:
-    postgres = OwnPostgres().start()
-    yield postgres
+async def lose() -> AsyncIterator[Lose]:
+    """Lose the connections of one request, as often as `times`.
+
+    Returns its answer, how often its statement was sent, the task before, the tasks afterwards.
+    """
+    postgres = await asyncio.to_thread(OwnPostgres().start)
+    url = postgres.create_database(schema=True)
+    with support.servers(url) as serve:
+        async with Wire(postgres.port).laid() as wire:
+            server = await asyncio.to_thread(serve, database_url=wire.url(url))
+
+            async def lose(
+                request: tuple[Any, ...], *, answered: bool, times: int = 1
+            ) -> tuple[Answer, int, Any, list[Any]]:
+                caller = Caller(server.port)
+                before = await caller.create()
+                method, path, *body = request
+                wire.spoken.clear()
+                wire.cut(caller.user, answered=answered, times=times)
+                answer = await caller.ask(method, path.format(id=before["id"]), *body)
+                sent = wire.said(b"BQ", caller.user)
+                wire.cut(caller.user, answered=answered, times=0)
+                after = await caller.ask("GET", "")
+                assert after.status == 200
+                return answer, sent, before, after.body
+
+            yield lose
     postgres.remove()
 
 
 @pytest.mark.parametrize("answered", MOMENTS.values(), ids=MOMENTS)
 @pytest.mark.parametrize("kind", READS)
 async def test_a_read_that_lost_its_connection_is_sent_once_more(
-    kind: str, answered: bool, postgres_behind_a_wire: OwnPostgres, serve: Serve
+    kind: str, answered: bool, lose: Lose
 ) -> None:
-    answer, sent, before, _ = await lose(
-        kind, READS[kind], answered=answered, postgres=postgres_behind_a_wire, serve=serve
-    )
+    answer, sent, before, _ = await lose(READS[kind], answered=answered)
     assert (answer.status, answer.body) == (200, [before] if kind == "list" else before)
     assert sent == 2
 
 
-async def test_a_read_is_sent_no_third_time(
-    postgres_behind_a_wire: OwnPostgres, serve: Serve
-) -> None:
-    answer, sent, _, _ = await lose(
-        "get", READS["get"], answered=True, times=9, postgres=postgres_behind_a_wire, serve=serve
-    )
+async def test_a_read_is_sent_no_third_time(lose: Lose) -> None:
+    answer, sent, _, _ = await lose(READS["get"], answered=True, times=9)
     is_error(answer, DATABASE_UNAVAILABLE, within=6.0)
     assert sent == 2
 
@@ -429,11 +430,9 @@ async def test_a_read_is_sent_no_third_time(
 @pytest.mark.parametrize("answered", MOMENTS.values(), ids=MOMENTS)
 @pytest.mark.parametrize("kind", WRITES)
 async def test_a_write_that_lost_its_connection_is_never_repeated(
-    kind: str, answered: bool, postgres_behind_a_wire: OwnPostgres, serve: Serve
+    kind: str, answered: bool, lose: Lose
 ) -> None:
-    answer, sent, before, after = await lose(
-        kind, WRITES[kind], answered=answered, postgres=postgres_behind_a_wire, serve=serve
-    )
+    answer, sent, before, after = await lose(WRITES[kind], answered=answered)
     is_error(answer, DATABASE_UNAVAILABLE, within=6.0)
     assert sent == 1
     done = {
@@ -466,18 +465,37 @@ def test_start_up_waits_for_a_database_that_is_down_for_a_moment(
     assert len([line for line in lines(server) if "waiting" in line]) == 1
 
 
-def test_start_up_gives_up_on_a_database_that_stays_away(serve: Serve) -> None:
-    start = time.monotonic()
-    nobody = f"postgresql://someone:a-password@127.0.0.1:{free_port()}/todo"
-    given_up = [
-        serve({"WORKERS": workers}, database_url=nobody, wait=False) for workers in ("1", "2")
-    ]
-    for server in given_up:
-        assert server.wait(within=20.0) == 1
-        assert time.monotonic() - start >= 9.5
-        waiting, *message = lines(server)
-        assert "waiting up to 10 s for the database" in waiting
-        assert "cannot be reached" in message[0]
-        assert len(message) <= 3
-        assert "Traceback" not in server.stderr()
-        assert "a-password" not in server.stdout() + server.stderr()
+@pytest.mark.parametrize("workers", WORKERS)
+def test_start_up_gives_up_on_a_database_that_stays_away(waits: AllAtOnce, workers: str) -> None:
+    code, seconds, server = waits[workers]
+    assert code == 1
+    assert 10.0 <= seconds < 18.0
+    waiting, *message = lines(server)
+    assert "waiting up to 10 s for the database" in waiting
+    assert "cannot be reached" in message[0]
+    assert len(message) <= 3
+    assert "Traceback" not in server.stderr()
+    assert "a-password" not in server.stdout() + server.stderr()
+
+
+# How the outages ended
+
+
+@pytest.mark.parametrize("seconds", [1.0, 20.0], ids=["of-a-second", "of-20-seconds"])
+def test_an_outage_is_answered_at_once_and_over_at_once(waits: AllAtOnce, seconds: float) -> None:
+    """After 20 s a pool that doubles its pauses would sleep on for 10 s or more."""
+    seen: Outage = waits["outages"][seconds]
+    for answer in seen.refused:
+        is_error(answer, DATABASE_UNAVAILABLE, within=3.0)
+    median = statistics.median(answer.seconds for answer in seen.refused)
+    assert median < 0.5
+    assert (seen.health.status, seen.health.body) == (200, {"status": "ok"})
+    assert (seen.ready.status, seen.ready.body) == (503, NOT_READY)
+    assert (seen.ready_again.status, seen.ready_again.body) == (200, {"status": "ready"})
+    print(f"answered after {median * 1e3:.0f} ms, back after {seen.back:.2f} s")
+
+    faults = [line for line in seen.said if re.search(r" (WARNING|ERROR) ", line)]
+    assert any(re.search("(?i)refused|terminat|shutting down", line) for line in faults)
+    assert len(seen.said) <= 2 * len(seen.refused) + seconds + 5, "a flood in the log"
+    assert len(seen.said_idle) <= seconds + 5, "a flood in the log of one that nobody calls"
+    assert not any("Traceback" in line for line in seen.said + seen.said_idle)
