@@ -117,7 +117,6 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import TypeEngine
 from starlette.applications import Starlette
 from starlette.convertors import StringConvertor, register_url_convertor
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
@@ -724,36 +723,20 @@ class Tokens:
 
     async def _verify(self, token: bytes) -> tuple[str, float]:
         """User id, and until when that may be remembered."""
-        if len(token) > TOKEN_MAX or not TOKEN.fullmatch(token):
-            raise Problem("INVALID_TOKEN", "not a signed JWT")
-        try:
-            header, claims = (_json_object(part) for part in token.split(b".")[:2])
-        except (ValueError, RecursionError):
-            raise Problem("INVALID_TOKEN", "not a signed JWT") from None
-        if "crit" in header or header.get("typ", "JWT") != "JWT":
-            raise Problem("INVALID_TOKEN", "not a login token by its typ or crit")
-        for name in {"exp", "nbf", "iat"} & {"exp", *claims}:
-            # Unlike PyJWT: no text, no boolean, no number that overflows.
-            value = claims.get(name)
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int | float)
-                or abs(value) > TIME_MAX
-            ):
-                raise Problem("INVALID_TOKEN", f"{name} is no usable number")
+        header, claims = _read(token)
         algorithm = header.get("alg")
-        remember = MEMORY_MAX_AGE
-        key: bytes | jwt.PyJWK | None = None
+        key: bytes | jwt.PyJWK | None
         if algorithm == "HS256":
             key, remember = self.secret, claims["exp"]
             issuer = self.shared_issuer
             audience = self.audience if "aud" in claims else None
         elif isinstance(algorithm, str) and algorithm in ASYMMETRIC:
-            issuer, audience = self.issuer, self.audience
             kid = header.get("kid")
             key = await self.keys.find(kid) if isinstance(kid, str) else None
             if key is None or key.algorithm_name != algorithm:
                 raise Problem("INVALID_TOKEN", "no such key in Better Auth's JWKS")
+            remember = MEMORY_MAX_AGE
+            issuer, audience = self.issuer, self.audience
         else:
             raise Problem("INVALID_TOKEN", "algorithm not accepted")
         try:
@@ -770,12 +753,33 @@ class Tokens:
             raise Problem("TOKEN_EXPIRED", "expired") from None
         except (jwt.PyJWTError, ValueError, TypeError) as exc:
             raise Problem("INVALID_TOKEN", str(exc)) from None
-        users = [claims[name] for name in ("sub", "user_id") if name in claims]
-        if not users or any(not isinstance(user, str) or user != users[0] for user in users):
-            raise Problem("INVALID_TOKEN", "no single user in sub or user_id")
-        if not users[0]:
-            raise Problem("INVALID_TOKEN", "empty user")
-        return users[0], min(claims["exp"], time.time() + remember)
+        return _user_of(claims), min(claims["exp"], time.time() + remember)
+
+
+def _read(token: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Header and claims of a token in due form, before its signature is looked at."""
+    if len(token) > TOKEN_MAX or not TOKEN.fullmatch(token):
+        raise Problem("INVALID_TOKEN", "not a signed JWT")
+    try:
+        header, claims = (_json_object(part) for part in token.split(b".")[:2])
+    except (ValueError, RecursionError):
+        raise Problem("INVALID_TOKEN", "not a signed JWT") from None
+    if "crit" in header or header.get("typ", "JWT") != "JWT":
+        raise Problem("INVALID_TOKEN", "not a login token by its typ or crit")
+    for name in {"exp", "nbf", "iat"} & {"exp", *claims}:
+        # Unlike PyJWT: no text, no boolean, no number that overflows.
+        value = claims.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > TIME_MAX:
+            raise Problem("INVALID_TOKEN", f"{name} is no usable number")
+    return header, claims
+
+
+def _user_of(claims: Mapping[str, Any]) -> str:
+    users = {repr(claims[name]): claims[name] for name in ("sub", "user_id") if name in claims}
+    user = users.popitem()[1] if len(users) == 1 else None
+    if not isinstance(user, str) or not user:
+        raise Problem("INVALID_TOKEN", "no single user in sub or user_id")
+    return user
 
 
 # Storage: statements on pooled connections, one round trip each.
@@ -862,7 +866,7 @@ class Line(psycopg.AsyncConnection[Any]):
         return not self.closed and not self.poll.poll(0)
 
     def start(self, job: Job) -> None:
-        """Send a job's statement; `job.done` gets its row, or ConnectionLost, or StatementFailed."""
+        """Send a statement; `job.done` gets its row, or ConnectionLost, or StatementFailed."""
         self.job, job.line, self.row, self.error = job, self, None, None
         statement = job.statement
         try:
@@ -1368,6 +1372,7 @@ METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 REQUEST_HEADERS = ("Authorization", "Content-Type", "X-Request-ID")
 EXPOSED_HEADERS = ("Allow", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID")
 PREFLIGHT_MAX_AGE = 600  # seconds
+PREFLIGHT_HEADER = b"access-control-request-method"
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 COMMON_HEADERS = (
     (b"cache-control", b"no-store"),
@@ -1404,17 +1409,15 @@ class Envelope:
             return
         started = time.perf_counter()
         status = 0
-        origin = request_id = wanted_method = None
-        for name, value in scope["headers"]:
-            if name == b"origin":
-                origin = value
-            elif name == b"x-request-id":
-                request_id = value
-            elif name == b"access-control-request-method":
-                wanted_method = value
-        if request_id is None or not REQUEST_ID.fullmatch(request_id):
+        asked = dict(scope["headers"])
+        origin = asked.get(b"origin")
+        request_id = asked.get(b"x-request-id", b"")
+        if not REQUEST_ID.fullmatch(request_id):
             request_id = secrets.token_hex(8).encode()
         headers = [*COMMON_HEADERS, (b"x-request-id", request_id), *self.cors.get(origin, ())]
+        preflight = (
+            scope["method"] == "OPTIONS" and origin is not None and PREFLIGHT_HEADER in asked
+        )
 
         async def send_in_envelope(message: Message) -> None:
             nonlocal status
@@ -1425,48 +1428,54 @@ class Envelope:
 
         level, fault, trace = logging.INFO, "", None
         try:
-            if scope["method"] == "OPTIONS" and origin is not None and wanted_method is not None:
-                response = self._preflight(Headers(scope=scope), origin)
-                await response(scope, receive, send_in_envelope)
+            app = self._preflight(asked) if preflight else self.app
+            await app(scope, receive, send_in_envelope)
+        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 the last resort (FR-027)
+            problem, level, fault, trace = self._verdict(exc)
+            if problem is not None:
+                await problem.response()(scope, receive, send_in_envelope)
+        if log.isEnabledFor(level):
+            client = scope.get("client") or ("-",)
+            line = (
+                f"{scope['method']} {scope['raw_path'].decode('latin-1')} {status} "
+                f"{(time.perf_counter() - started) * 1e3:.1f}ms "
+                f"user={_quoted(scope.get('user', '-'))} request={request_id.decode()} "
+                f"client={client[0]}{fault}"
+            )
+            if level == logging.INFO and line.isprintable():
+                # By logging's own way a line costs 12 µs of CPU, so 2.
+                sys.stderr.write(f"{log_time(time.time())} INFO {line}\n")
             else:
-                await self.app(scope, receive, send_in_envelope)
-        except Problem as problem:
-            if problem.reason:
-                level = logging.WARNING if problem.status < 500 else logging.ERROR  # noqa: PLR2004
-                fault = f" error={problem.code}: {problem.reason}"
-            await problem.response()(scope, receive, send_in_envelope)
-        except ClientDisconnect:
-            fault = " the client went away"
-        except asyncio.CancelledError:
-            level, fault = logging.ERROR, " error=INTERNAL_ERROR: cut short by the shutdown"
-            await Problem("INTERNAL_ERROR").response()(scope, receive, send_in_envelope)
-        except Exception as exc:  # noqa: BLE001 the last resort of FR-027 and FR-028
-            level, fault, trace = logging.ERROR, " error=INTERNAL_ERROR", exc
-            await Problem("INTERNAL_ERROR").response()(scope, receive, send_in_envelope)
-        if not log.isEnabledFor(level):
-            return
-        client = scope.get("client") or ("-",)
-        line = (
-            f"{scope['method']} {scope['raw_path'].decode('latin-1')} {status} "
-            f"{(time.perf_counter() - started) * 1e3:.1f}ms user={_quoted(scope.get('user', '-'))} "
-            f"request={request_id.decode()} client={client[0]}"
-        )
-        if level == logging.INFO and not fault and line.isprintable():
-            # By logging's own way a line costs 12 µs of CPU, so 2.
-            sys.stderr.write(f"{log_time(time.time())} INFO {line}\n")
-        else:
-            log.log(level, "%s%s", line, fault, exc_info=trace)
+                log.log(level, "%s", line, exc_info=trace)
 
-    def _preflight(self, headers: Headers, origin: bytes) -> Response:
+    @staticmethod
+    def _verdict(exc: BaseException) -> tuple[Problem | None, int, str, BaseException | None]:
+        """What to answer to an exception, and how to log it (FR-028)."""
+        match exc:
+            case Problem(reason=""):
+                return exc, logging.INFO, "", None
+            case Problem(code=code, reason=reason, status=status):
+                level = logging.ERROR if status >= 500 else logging.WARNING  # noqa: PLR2004
+                return exc, level, f" error={code}: {reason}", None
+            case ClientDisconnect():
+                return None, logging.INFO, " the client went away", None
+            case asyncio.CancelledError():
+                fault = " error=INTERNAL_ERROR: cut short by the shutdown"
+                return Problem("INTERNAL_ERROR"), logging.ERROR, fault, None
+            case _:
+                return Problem("INTERNAL_ERROR"), logging.ERROR, " error=INTERNAL_ERROR", exc
+
+    def _preflight(self, asked: Mapping[bytes, bytes]) -> Response:
         """Answer by the Fetch standard; needs no token (FR-033)."""
-        asked = headers.get("access-control-request-headers", "").lower().split(",")
-        known = {name.lower() for name in (*REQUEST_HEADERS, "Accept", "Accept-Language", "")}
+        method = asked[PREFLIGHT_HEADER].decode("latin-1")
+        names = asked.get(b"access-control-request-headers", b"").decode("latin-1").lower()
+        known = {"", "accept", "accept-language", *(name.lower() for name in REQUEST_HEADERS)}
         refused = [
             what
             for what, fine in (
-                ("origin", origin in self.cors),
-                ("method", headers["access-control-request-method"] in METHODS),
-                ("headers", known.issuperset(name.strip() for name in asked)),
+                ("origin", asked[b"origin"] in self.cors),
+                ("method", method in METHODS),
+                ("headers", known.issuperset(name.strip() for name in names.split(","))),
             )
             if not fine
         ]

@@ -65,7 +65,7 @@ def fuzzing(mode: str) -> dict[str, Any]:
 # What is sent, and how many requests at least for each operation. What needs no token takes no
 # input that could be wrong, so nothing can be invalid there but the method.
 RUNS = {
-    "examples": ({"examples": {"enabled": True}}, 1, 1),
+    "examples": ({"examples": {"enabled": True, "fill-missing": True}}, 1, 1),
     "boundaries": ({"coverage": {"enabled": True}}, 15, 8),
     "valid": (fuzzing("positive"), REQUESTS, REQUESTS),
     "invalid": (fuzzing("negative"), REQUESTS, 0),
