@@ -1728,7 +1728,14 @@ def init_db(settings: Settings) -> None:
         raise StartupError(f"schema.sql could not be applied: {reason}") from None
 
 
-async def check(settings: Settings, token: str) -> bool:
+def _given_token() -> bytes:
+    """Line on standard input, if there is one: not a terminal, nor an open pipe that says nothing."""
+    if sys.stdin is None or sys.stdin.isatty() or not io_select.select([sys.stdin], [], [], 1.0)[0]:
+        return b""
+    return sys.stdin.buffer.readline().strip()
+
+
+async def check(settings: Settings, token: bytes) -> bool:
     """Print a line a finding, for the operator; true if all is well."""
     well = True
 
@@ -1771,7 +1778,7 @@ async def check(settings: Settings, token: str) -> bool:
         tell(False, "JWKS", f"{tokens.keys.url}: {type(exc).__name__} {exc}")
     if token:
         try:
-            user = await tokens.user([b"Bearer " + token.removeprefix("Bearer ").encode()])
+            user = await tokens.user([b"Bearer " + token.removeprefix(b"Bearer ")])
             tell(True, "token", f"of user {user!a}")
         except Problem as problem:
             tell(False, "token", f"refused as {problem.code}: {problem.reason}")
@@ -1915,10 +1922,7 @@ def main() -> None:
         case "init-db":
             init_db(load_settings(Settings))
         case "check":
-            # Somebody else's open, silent pipe is no token.
-            given = not sys.stdin.isatty() and io_select.select([sys.stdin], [], [], 1.0)[0]
-            token = sys.stdin.readline().strip() if given else ""
-            sys.exit(not asyncio.run(check(load_settings(Settings), token)))
+            sys.exit(not asyncio.run(check(load_settings(Settings), _given_token())))
         case "token":
             settings = load_settings(TokenSettings)
             print(sign_token(settings, arguments.user_id, arguments.ttl))  # noqa: T201

@@ -251,6 +251,17 @@ async def test_a_token_of_another_better_auth_is_refused(
         assert await status(client, session.user, session.token()) == 401
 
 
+async def test_an_algorithm_that_is_not_in_the_list_is_refused(
+    start: StartBetterAuth, make_settings: Any
+) -> None:
+    """Better Auth would sign ES384 too, though it does not document it."""
+    auth = start(jwtOptions={"jwks": {"keyPairConfig": {"alg": "ES384"}}})
+    session = auth.sign_up()
+    assert jwt.get_unverified_header(session.token())["alg"] == "ES384"
+    async with api(make_settings(better_auth_url=auth.url)) as client:
+        assert await status(client, session.user, session.token()) == 401
+
+
 # Keys that come and go.
 
 

@@ -184,6 +184,8 @@ def run(request, contract) -> tuple[str, Outcome]:
         if isinstance(event, events.FatalError):
             raise event.exception
         if isinstance(event, events.NonFatalError):
+            if event.label not in OPERATIONS:
+                raise event.value
             outcome.failures[event.label].append(f"{event.info.title}: {event.info.message}")
         if isinstance(event, events.ScenarioFinished):
             recorder = event.recorder
