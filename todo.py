@@ -62,7 +62,7 @@ from contextlib import asynccontextmanager, closing, contextmanager, nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import jwt
 import psycopg
@@ -1502,6 +1502,10 @@ class Authentication:
         if scope["type"] == "http" and (scope["path"] + "/").startswith("/api/"):
             credentials = [value for name, value in scope["headers"] if name == b"authorization"]
             scope["user"] = await self.tokens.user(credentials)
+            if b"%2f" in scope["raw_path"].lower():
+                # An encoded slash separates nothing. What no id may contain stands in for it.
+                raw = re.sub("%2f", "%00", scope["raw_path"].decode(), flags=re.IGNORECASE)
+                scope["path"] = unquote(raw)
         await self.app(scope, receive, send)
 
 
@@ -1729,7 +1733,7 @@ def init_db(settings: Settings) -> None:
 
 
 def _given_token() -> bytes:
-    """Line on standard input, if there is one: not a terminal, nor an open pipe that says nothing."""
+    """Line on standard input, unless that is a terminal, or an open pipe that says nothing."""
     if sys.stdin is None or sys.stdin.isatty() or not io_select.select([sys.stdin], [], [], 1.0)[0]:
         return b""
     return sys.stdin.buffer.readline().strip()
