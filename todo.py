@@ -47,6 +47,7 @@ import http.client
 import json
 import logging
 import os
+import random
 import re
 import secrets
 import select as io_select
@@ -400,7 +401,9 @@ _mine = and_(_columns.id == _task, _columns.user_id == _owner)
 def _list(*conditions: Any) -> Statement:
     rows = (
         select(*_members)
-        .where(_columns.user_id == _owner, *conditions)
+        # In a sub-select, for else Postgres plans anew each time (45 of 125 µs for a list of 20):
+        # where a few users have many tasks, the plan for any user looks dearer than one for this.
+        .where(_columns.user_id == select(_owner).scalar_subquery(), *conditions)
         .order_by(_columns.id.desc())
         .subquery("task")
     )
@@ -1247,7 +1250,8 @@ def task_response(row: Row) -> Response:
 
 async def list_tasks(request: Request) -> Response:
     path = path_of(request)
-    wanted = request.query_params.getlist("completed")
+    query = request.scope["query_string"]
+    wanted = request.query_params.getlist("completed") if query else []
     if not wanted:
         row = await database_of(request).run(LIST, **path)
     elif wanted in (["true"], ["false"]):
@@ -1413,7 +1417,7 @@ class Envelope:
         origin = asked.get(b"origin")
         request_id = asked.get(b"x-request-id", b"")
         if not REQUEST_ID.fullmatch(request_id):
-            request_id = secrets.token_hex(8).encode()
+            request_id = b"%016x" % random.getrandbits(64)
         headers = [*COMMON_HEADERS, (b"x-request-id", request_id), *self.cors.get(origin, ())]
         preflight = (
             scope["method"] == "OPTIONS" and origin is not None and PREFLIGHT_HEADER in asked
