@@ -206,6 +206,12 @@ def tree_cpu(pid: int) -> float:
     return sum(t.user + t.system for t in times)
 
 
+def machine_cpu() -> float:
+    """CPU seconds of all processes there are."""
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0)
+
+
 def environment(database_url: str, **more: str) -> dict[str, str]:
     return {
         "PATH": os.environ["PATH"],
@@ -295,6 +301,7 @@ class Sample:
     p99: float
     cpu: float  # microseconds of the server's processes a request
     requests: int
+    others: float  # processors that the rest of the machine used meanwhile
 
 
 def requests_of(case: str, ids: list[tuple[int, str]]) -> list[tuple[str, str, str, str | None]]:
@@ -368,9 +375,10 @@ class Bench:
         kind = server.kind if server.kind in self.ids else "todo"
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s"]
         command += ["-s", str(self.script(kind, case)), f"http://127.0.0.1:{server.port}"]
-        cpu = server.cpu()
+        start, used, busy = time.monotonic(), self.processors(server), machine_cpu()
         done = subprocess.run(command, check=False, capture_output=True, text=True)
-        cpu = server.cpu() - cpu
+        used = tuple(b - a for a, b in zip(used, self.processors(server), strict=True))
+        others = (machine_cpu() - busy - sum(used)) / (time.monotonic() - start)
         found = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+) (\d+)", done.stdout)
         if found is None:
             raise SystemExit(f"wrk: {done.stdout}{done.stderr}")
@@ -386,7 +394,12 @@ class Bench:
         if case in {"create", "toggle"} and server.kind in self.ids:
             self.postgres.tidy(server.kind)
         return Sample(
-            requests / duration * 1e6, p50 / 1e3, p99 / 1e3, cpu / requests * 1e6, requests
+            rate=requests / duration * 1e6,
+            p50=p50 / 1e3,
+            p99=p99 / 1e3,
+            cpu=used[0] / requests * 1e6,
+            requests=requests,
+            others=others,
         )
 
     # The table: every case, concurrency and server, in turns.
@@ -454,7 +467,11 @@ class Bench:
         return median(ratios) if ratios else None
 
     def print_table(self) -> None:
-        print(f"\nMedians of {self.options.rounds} rounds of {self.options.seconds} s\n")
+        print(f"\nMedians of {self.options.rounds} rounds of {self.options.seconds} s")
+        others = median(s.others for samples in self.samples.values() for s in samples)
+        if others > 0.1:
+            print(f"The machine was busy: others used {others:.1f} processors meanwhile")
+        print()
         print("case      conns  server   requests/s    p50 ms    p99 ms    CPU µs  round trips")
         for case in self.options.cases:
             for connections in self.options.concurrency:

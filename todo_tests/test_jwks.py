@@ -114,7 +114,8 @@ async def test_a_request_that_gives_up_does_not_spoil_it_for_the_others(
 ) -> None:
     release = Event()
     issuer.answer = lambda request: (release.wait(5), respond(request, issuer.jwks))[1]
-    first, second = (asyncio.create_task(accepts(client, issuer)) for _ in range(2))
+    first = asyncio.create_task(get(client, issuer.bearer("ann"), "ann"))
+    second = asyncio.create_task(accepts(client, issuer))
     while not issuer.fetches:
         await asyncio.sleep(0.01)
     first.cancel()
