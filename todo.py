@@ -988,7 +988,7 @@ class Database:
         # second at a time.
         self.spares: list[Line] = []
         self.tidying: asyncio.TimerHandle | None = None
-        self.opening: set[asyncio.Task[None]] = set()
+        self.opening: set[asyncio.Task[Line]] = set()
         self.closing: set[asyncio.Task[None]] = set()
         self.prepare = True
         self.away_until = 0.0
@@ -1065,7 +1065,7 @@ class Database:
             return await job.done
         except asyncio.CancelledError:
             if job.line is not None and job.line.job is job:
-                self._spawn(self.closing, self._abandon(job.line))
+                self._spawn(self._abandon(job.line))
             raise
         except StatementFailed as exc:
             if not (job.prepare and exc.sqlstate in _NOT_PREPARED):
@@ -1075,26 +1075,34 @@ class Database:
             log.warning("a pooler without prepared statements is in between: doing without")
         return await self._send(statement, values)
 
-    def _spawn(self, tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        self.closing.add(task)
+        task.add_done_callback(self.closing.discard)
 
     def _open_line(self) -> None:
         if self.lines < self.size:
             self.lines += 1
-            self._spawn(self.opening, self._take_line())
+            task = asyncio.get_running_loop().create_task(self._take_line())
+            self.opening.add(task)
+            task.add_done_callback(self._opened)
 
-    async def _take_line(self) -> None:
-        try:
+    async def _take_line(self) -> Line:
+        line = await self.pool.getconn()
+        while not line.usable():
+            await self._return(line)
             line = await self.pool.getconn()
-            while not line.usable():
-                await self._return(line)
-                line = await self.pool.getconn()
-        except (PoolTimeout, PoolClosed, asyncio.CancelledError):
-            self.lines -= 1
-        else:
-            self._finished(line)
+        return line
+
+    def _opened(self, task: asyncio.Task[Line]) -> None:
+        # Not in the task, which may be cancelled before its first step.
+        self.opening.discard(task)
+        if not task.cancelled() and task.exception() is None:
+            self._finished(task.result())
+            return
+        self.lines -= 1
+        if not task.cancelled() and not isinstance(task.exception(), PoolTimeout | PoolClosed):
+            log.error("no connection from the pool", exc_info=task.exception())
 
     async def _return(self, line: Line) -> None:
         if not line.usable():
@@ -1131,17 +1139,19 @@ class Database:
 
     def _release(self, line: Line) -> None:
         self.lines -= 1
-        self._spawn(self.closing, self._return(line))
+        self._spawn(self._return(line))
         if self.waiting:
             self._open_line()
 
     async def _abandon(self, line: Line) -> None:
         """End a statement that took too long, and its connection."""
         line.detach()
-        with suppress(psycopg.Error):
-            await line.cancel_safe(timeout=1.0)
-        await line.close()
-        self._finished(line)
+        try:
+            with suppress(psycopg.Error):
+                await line.cancel_safe(timeout=1.0)
+        finally:
+            await line.close()
+            self._finished(line)
 
     async def _configure(self, line: Line) -> None:
         line.attach(self._finished)
