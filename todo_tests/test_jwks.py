@@ -407,8 +407,8 @@ class Scene:
         self.token = self.new_token()
 
     def new_token(self) -> dict[str, str]:
-        """One whose times are good whatever the clock of the test says."""
-        return self.issuer.bearer(self.user, iat=None, exp=2**40)
+        """One that nobody remembers, with times that are good whatever the clock says."""
+        return self.issuer.bearer(self.user, iat=None, exp=2**40, jti=new_user())
 
     async def after(self, seconds: float, token: Mapping[str, str] | None = None) -> int:
         """The status that the first token, or another, gets so many seconds later."""
@@ -476,7 +476,7 @@ def test_known_keys_outlive_any_outage(play: Play) -> None:
         scene.issuer.answer = FAULTS["500"]
         assert [await scene.after(3600) for _ in range(3)] == [200] * 3
         tried = len(scene.issuer.fetches)
-        assert [await scene.after(2) for _ in range(30)] == [200] * 30
+        assert [await scene.after(2, scene.new_token()) for _ in range(30)] == [200] * 30
         assert len(scene.issuer.fetches) - tried <= 10
         scene.issuer.answer = None
         scene.issuer.keys[:] = [Key("EdDSA")]
@@ -499,7 +499,7 @@ def test_an_outage_makes_nobody_wait_for_better_auth_each_time(play: Play) -> No
 
 def test_good_keys_are_asked_for_about_once_a_minute(play: Play) -> None:
     async def scenario(scene: Scene) -> None:
-        assert [await scene.after(10) for _ in range(48)] == [200] * 48
+        assert [await scene.after(10, scene.new_token()) for _ in range(48)] == [200] * 48
         assert len(scene.issuer.fetches) <= 10
 
     play(scenario)
