@@ -1552,8 +1552,10 @@ def create_app(settings: Settings | None = None, *, check: bool = True) -> Starl
         # What is imported by now stays: the collector need not walk it again and again.
         gc.collect()
         gc.freeze()
-        yield
-        await database.close()
+        try:
+            yield
+        finally:
+            await database.close()
 
     routes = [
         Route("/api/{user_id:segment}/tasks", Endpoint(GET=list_tasks, POST=create_task)),
@@ -1982,6 +1984,7 @@ def main() -> None:
             dev()
         case "init-db":
             init_db(load_settings(Settings))
+            print("the table is in place")  # noqa: T201
         case "check":
             sys.exit(not asyncio.run(check(load_settings(Settings), _given_token())))
         case "token":

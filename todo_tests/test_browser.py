@@ -40,11 +40,14 @@ Json = dict[str, Any]
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A headless Chromium."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        missing("playwright is not installed")
     if not os.access(CHROMIUM, os.X_OK):
         missing("chromium is not installed")
     names = f"--host-resolver-rules=MAP {DEPLOYED} 127.0.0.1"
-    with playwright.sync_playwright() as driver:
+    with sync_playwright() as driver:
         browser = driver.chromium.launch(
             executable_path=CHROMIUM, args=[*FLAGS.split(), names], timeout=60_000
         )

@@ -134,7 +134,7 @@ async def test_the_first_token_after_a_rotation_is_accepted_at_once(
     for _ in range(BURST):
         began = time.monotonic()
         assert await accepts(client, issuer)
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 0.9
         issuer.keys.append(Key("EdDSA"))
 
 

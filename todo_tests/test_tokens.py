@@ -703,18 +703,18 @@ async def test_a_strange_user_sees_nobody_elses_tasks(
 
 
 @pytest.mark.parametrize(
-    ("url", "origin", "jwks"),
+    ("path", "jwks"),
     [
-        ("{}/", "{}", "/api/auth/jwks"),
-        ("{}/app", "{}", "/app/api/auth/jwks"),
-        ("{}/app/", "{}", "/app/api/auth/jwks"),
+        ("/", "/api/auth/jwks"),
+        ("/app", "/app/api/auth/jwks"),
+        ("/app/", "/app/api/auth/jwks"),
     ],
 )
 async def test_the_issuer_is_the_origin_of_better_auth_url(
-    make_settings: Any, user: str, url: str, origin: str, jwks: str
+    make_settings: Any, user: str, path: str, jwks: str
 ) -> None:
     issuer = Issuer(Key("EdDSA"))
-    async with api(make_settings(better_auth_url=url.format(issuer.url))) as client:
+    async with api(make_settings(better_auth_url=issuer.url + path)) as client:
         response = await client.get(path_of(user), headers=issuer.bearer(user))
     assert (response.status_code, issuer.fetches) == (200, [jwks])
     issuer.away()

@@ -37,12 +37,14 @@ async def api(settings: Any) -> AsyncIterator[httpx.AsyncClient]:
     import todo
 
     app = todo.create_app(settings)
-    transport = httpx.ASGITransport(app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://testserver") as client,
-    ):
-        yield client
+    lifespan = app.router.lifespan_context(app)
+    await lifespan.__aenter__()
+    try:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as client:
+            yield client
+    finally:  # as servers do it: the app does not learn that a test failed
+        await lifespan.__aexit__(None, None, None)
 
 
 # The real thing
