@@ -888,7 +888,6 @@ class Line(psycopg.AsyncConnection[Any]):
             else:
                 if statement.name not in self.prepared:
                     self.pgconn.send_prepare(statement.name, statement.text)
-                    self.prepared.add(statement.name)
                 self.pgconn.send_query_prepared(statement.name, job.arguments)
             self.pgconn.pipeline_sync()
             self._flush()
@@ -925,6 +924,8 @@ class Line(psycopg.AsyncConnection[Any]):
     def _take(self, result: pq.abc.PGresult) -> None:
         if result.status == pq.ExecStatus.TUPLES_OK:
             self.row = result.get_value(0, 0), result.get_value(0, 1)
+        elif result.status == pq.ExecStatus.COMMAND_OK:
+            self.prepared.add(cast("Job", self.job).statement.name)
         elif result.status == pq.ExecStatus.FATAL_ERROR and self.error is None:
             sqlstate = result.error_field(pq.DiagnosticField.SQLSTATE) or b""
             message = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b""
@@ -992,7 +993,6 @@ class Database:
         self.closing: set[asyncio.Task[None]] = set()
         self.prepare = True
         self.away_until = 0.0
-        self.away = False
 
     async def open(self, *, check: bool) -> None:
         """Open the pool, if asked so after a look at the table. Raises StartupError."""
@@ -1065,6 +1065,7 @@ class Database:
             return await job.done
         except asyncio.CancelledError:
             if job.line is not None and job.line.job is job:
+                job.line.detach()  # now, or its late answer would bring it the next job
                 self._spawn(self._abandon(job.line))
             raise
         except StatementFailed as exc:
@@ -1145,7 +1146,6 @@ class Database:
 
     async def _abandon(self, line: Line) -> None:
         """End a statement that took too long, and its connection."""
-        line.detach()
         try:
             with suppress(psycopg.Error):
                 await line.cancel_safe(timeout=1.0)
