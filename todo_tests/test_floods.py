@@ -6,6 +6,7 @@ What waits runs at once, in a thread of its own, while the other tests go on.
 import asyncio
 import contextlib
 import json
+import socket
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -85,6 +86,13 @@ async def pieces(first: bytes, then: bytes = b"", *, pause: float = 1.0) -> Asyn
         yield bytes([byte])
 
 
+async def and_line_ends(request: bytes) -> AsyncIterator[bytes]:
+    yield request
+    while True:
+        await asyncio.sleep(1.0)
+        yield b"\r\n"
+
+
 STALLS: dict[str, Callable[[Caller], AsyncIterator[bytes]]] = {
     "nothing-is-said": lambda _: pieces(b""),
     "head-stops-in-the-request-line": lambda _: pieces(b"GET /hea"),
@@ -101,6 +109,7 @@ STALLS: dict[str, Callable[[Caller], AsyncIterator[bytes]]] = {
         a_body(c, Transfer_Encoding="chunked") + b"%x\r\n%b\r\n0\r\n" % (len(BODY), BODY),
         b"A:b\r\n" * 20,
     ),
+    "line-ends-drip-after-an-answer": lambda c: and_line_ends(c.head("GET", "")),
     "next-head-stalls-after-an-answer": lambda c: pieces(c.head("GET", "") + b"GET /hea"),
     "second-body-stalls-behind-a-first": lambda c: pieces(
         c.request("POST", "", {"title": "Whole"}) + a_body(c, Content_Length=99) + BODY
@@ -180,11 +189,39 @@ async def half_open(port: int) -> tuple[float, float, float]:
     return before, during, seconds
 
 
+@contextlib.asynccontextmanager
+async def who_reads_nothing(server: Server) -> AsyncIterator[int]:
+    """A client that asks for 25 MB and reads nothing; its port."""
+    caller = Caller(server.port)
+    task = {"title": "Long", "description": "x" * 1000}
+    await together(caller.ask("POST", "", task) for _ in range(50))
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(client, ("127.0.0.1", server.port))
+        await loop.sock_sendall(client, caller.head("GET", "") * 400)
+        await asyncio.sleep(1.0)
+        yield client.getsockname()[1]
+
+
+async def unread(server: Server) -> float:
+    """How long the server bears that client."""
+    async with who_reads_nothing(server) as port:
+
+        async def gone() -> bool:
+            open_ = psutil.Process(server.process.pid).net_connections()
+            return not any(each.raddr and each.raddr.port == port for each in open_)
+
+        return await soon(gone, within=60.0, why="the answer nobody reads is dropped")
+
+
 @pytest.fixture(scope="module")
 def waits(server: Server) -> AllAtOnce:
     """All that takes its time."""
     return AllAtOnce(
         half_open=half_open(server.port),
+        unread=unread(server),
         **{kind: stall(server.port, kind) for kind in STALLS},
         **{kind: slow(server.port, chunked=chunked) for kind, chunked in SLOW.items()},
     )
@@ -467,6 +504,20 @@ def test_300_half_open_connections_slow_nobody_and_are_dropped(waits: AllAtOnce)
     print(f"median {before * 1e3:.1f} ms without, {during * 1e3:.1f} ms with them")
     assert during < 2 * before + 0.01
     assert seconds < DROPPED_WITHIN
+
+
+def test_an_answer_that_nobody_reads_is_dropped(waits: AllAtOnce) -> None:
+    seconds = waits["unread"]
+    assert 20.0 < seconds < 55.0
+    print(f"dropped after {seconds:.1f} s")
+
+
+async def test_who_reads_nothing_does_not_keep_the_server_from_ending(database_url: str) -> None:
+    with support.servers(database_url) as serve:
+        server = serve()
+        async with who_reads_nothing(server):
+            assert await asyncio.to_thread(server.stop, within=14.0) == 0
+        assert "Traceback" not in server.stderr()
 
 
 def test_the_log_of_all_this_holds_no_traceback(waits: AllAtOnce, server: Server) -> None:

@@ -879,3 +879,12 @@ def test_the_error_table_is_the_specifications() -> None:
     ours = {code: tuple(row) for code, row in todo.ERRORS.items() if code != "CORS_REFUSED"}
     assert ours == dict(ERRORS)
     assert todo.ERRORS["CORS_REFUSED"][0] == 400
+
+
+@pytest.mark.parametrize("path", ["/healthz%0A", "/docs%0A", "/api/{user}/tasks%0A"])
+async def test_a_line_end_is_part_of_the_path(account: Account, path: str) -> None:
+    """Starlette's own patterns would let it pass."""
+    response = await account.client.get(
+        path.format(user=account.user), headers=bearer(account.user)
+    )
+    assert_error(response, "NOT_FOUND")
