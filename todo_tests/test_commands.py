@@ -185,6 +185,7 @@ def test_the_life_of_a_token_is_chosen_by_ttl(serve: Serve) -> None:
 
 def test_wrong_use_of_the_command_line_is_explained(serve: Serve) -> None:
     """Usage errors end with exit code 2, faulty settings with 1; neither shows a secret."""
+    user = serve(args=("token", "a/b"), wait=False)
     wrong = [("token",), ("token", "u", "--ttl", "soon"), ("nonsense",), ("--nonsense",)]
     commands = [serve(args=args, wait=False) for args in wrong]
     weak = serve({"BETTER_AUTH_SECRET": "weak-but-secret"}, args=("token", "u"), wait=False)
@@ -192,6 +193,8 @@ def test_wrong_use_of_the_command_line_is_explained(serve: Serve) -> None:
     for command in commands:
         assert command.wait() == 2
         assert command.stderr().startswith("usage:")
+    assert user.wait() == 1
+    assert user.stderr().startswith("User id must be")
     assert_refused(weak, "BETTER_AUTH_SECRET")
     assert "weak-but-secret" not in weak.stderr()
     assert helped.wait() == 0
@@ -293,6 +296,7 @@ def test_what_is_set_in_the_environment_wins_over_dev(
     )
     text = printed(server)
     assert server.url in text
+    assert "runs on NEON_DB_URL" in text
     response = httpx.get(server.url + path_of(user), headers={**bearer(user), "Origin": origin})
     assert (response.status_code, response.json()) == (200, [])
     assert response.headers["access-control-allow-origin"] == origin

@@ -888,3 +888,18 @@ async def test_a_line_end_is_part_of_the_path(account: Account, path: str) -> No
         path.format(user=account.user), headers=bearer(account.user)
     )
     assert_error(response, "NOT_FOUND")
+
+
+async def test_a_time_out_of_the_servers_own_is_a_time_out(
+    postgres: Database, serve: Serve, user: str
+) -> None:
+    """Edge case: Database Query Timeout; Neon's roles have a statement_timeout."""
+    url = postgres.create_database(schema=True)
+    name = url.split("?")[0].rsplit("/", 1)[1]
+    postgres.execute(f"alter database {name} set statement_timeout = 100")
+    server = serve(database_url=url)
+    with psycopg.connect(url) as other:
+        other.execute("lock table tasks")
+        response = httpx.get(server.url + path_of(user), headers=bearer(user))
+    assert_error(response, "DATABASE_TIMEOUT")
+    assert httpx.get(server.url + path_of(user), headers=bearer(user)).json() == []

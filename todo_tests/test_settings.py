@@ -2,6 +2,8 @@
 
 import re
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -56,6 +58,10 @@ REFUSED: dict[str, Variables] = {
         "NEON_DB_URL": f"host=localhost password={PASSWORD}",
         "ALLOWED_ORIGINS": "https://example.com/app",
     },
+    "NEON_DB_URL with a bare @ in its password": {
+        "NEON_DB_URL": f"postgresql://user:a@{PASSWORD}@127.0.0.1:1/todo",
+    },
+    "BETTER_AUTH_URL with a query": {"BETTER_AUTH_URL": "http://localhost:3000/?x=1"},
     "NEON_DB_URL with a bad port; an origin with a slash": {
         "NEON_DB_URL": URL.replace(":1/", ":port/"),
         "ALLOWED_ORIGINS": "https://example.com/",
@@ -211,6 +217,31 @@ def test_variables_are_read_from_a_dotenv_file_and_the_environment_wins(
     assert " INFO " in loaded
     assert "UNKNOWN" not in loaded
     assert SECRET not in server.stderr()
+
+
+def test_a_dotenv_file_that_cannot_be_read_is_named(serve: Serve) -> None:
+    server = serve(dotenv="PORT=8000", wait=False, args=("check",))
+    server.wait()
+    (server.folder / ".env").write_bytes(b"PORT=\xff")
+    refused = subprocess.run(
+        [sys.executable, "todo.py"],
+        cwd=server.folder,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert refused.returncode == 1
+    assert refused.stderr == "todo.py cannot start: .env cannot be read (it is not UTF-8)\n"
+
+
+def test_the_jwks_url_is_taken_to_the_letter(make_settings: "Callable[..., todo.Settings]") -> None:
+    import todo
+
+    url = "http://keys.example/of/it/?all=1"
+    assert todo.Tokens(make_settings(jwks_url=url)).keys.url == url
+    base = todo.Tokens(make_settings(better_auth_url="http://auth.example/"))
+    assert base.keys.url == "http://auth.example/api/auth/jwks"
 
 
 def test_a_port_in_use_is_named(serve: Serve) -> None:
