@@ -766,6 +766,7 @@ def _user_of(claims: Mapping[str, Any]) -> str:
 Row = tuple[bytes | None, bytes | None]
 Values = Mapping[str, str | int | bool | None]
 SPARE_TIME = 1.0  # seconds
+FOREVER = 24 * 3600.0  # seconds
 OUTAGE_PAUSE = 0.5  # seconds between attempts to connect while the database is away
 # What a server says of a prepared statement when a pooler has put another connection behind ours.
 _NOT_PREPARED = {"26000", "42P05"}
@@ -944,7 +945,6 @@ class Database:
             configure=self._configure,
             min_size=1,
             max_size=self.size,
-            timeout=self.timeout,
             # Give up at once: the next request's wish for a connection is the next attempt.
             reconnect_timeout=0.0,
             reconnect_failed=self._unreachable,
@@ -1053,16 +1053,18 @@ class Database:
             task = asyncio.get_running_loop().create_task(self._take_line())
             self.opening.add(task)
             task.add_done_callback(self._opened)
+        elif self.lines == len(self.opening):
+            self._spawn(self.pool.check())  # which is how a pool without connections tries again
 
     async def _take_line(self) -> Line:
-        line = await self.pool.getconn()
+        # Without an end of its own: the pool keeps a place in its queue for each that gave up.
+        line = await self.pool.getconn(timeout=FOREVER)
         while not line.usable():
             await self._return(line)
-            line = await self.pool.getconn()
+            line = await self.pool.getconn(timeout=FOREVER)
         return line
 
     def _opened(self, task: asyncio.Task[Line]) -> None:
-        # Not in the task, which may be cancelled before its first step.
         self.opening.discard(task)
         if not task.cancelled() and task.exception() is None:
             self._finished(task.result())
@@ -1127,8 +1129,6 @@ class Database:
         """Fail those who wait, if an attempt to connect failed and no connection is left."""
         if self.lines > len(self.opening):
             return
-        for task in self.opening:
-            task.cancel()
         self.away_until = asyncio.get_running_loop().time() + OUTAGE_PAUSE
         while self.waiting:
             job = self.waiting.popleft()

@@ -450,13 +450,30 @@ def peak_rss(pid: int) -> Iterator[list[float]]:
 
 
 class AllAtOnce:
-    """Scenarios that mostly wait, run at once in a thread of their own."""
+    """Scenarios that mostly wait, run at once in a thread of their own while the block lasts."""
 
     def __init__(self, **scenarios: Coroutine[Any, Any, Any]) -> None:
         self._results: dict[str, Any] = {}
         self._scenarios = scenarios
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
+        self._loop = asyncio.new_event_loop()
+        self._all = self._loop.create_task(self._run())
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> Self:
         self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End those that nobody asked for, so that what they use can be removed."""
+        with suppress(RuntimeError):  # closed, for all are over
+            self._loop.call_soon_threadsafe(self._all.cancel)
+        self._thread.join()
+
+    def _work(self) -> None:
+        with suppress(asyncio.CancelledError):
+            self._loop.run_until_complete(self._all)
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()
 
     async def _run(self) -> None:
         results = await asyncio.gather(*self._scenarios.values(), return_exceptions=True)
@@ -467,6 +484,15 @@ class AllAtOnce:
         if isinstance(result := self._results[name], BaseException):
             raise result
         return result
+
+
+async def ended(process: subprocess.Popen[bytes], *, within: float) -> tuple[int, float]:
+    """The exit code, and after how many seconds it came."""
+    start = time.monotonic()
+    while (code := process.poll()) is None:
+        assert time.monotonic() < start + within, f"still there after {within:.0f} s"
+        await asyncio.sleep(0.02)
+    return code, time.monotonic() - start
 
 
 # A Better Auth that is only its keys

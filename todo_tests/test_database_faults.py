@@ -29,6 +29,7 @@ from todo_tests.damage import (
     Caller,
     Life,
     Wire,
+    ended,
     served,
     soon,
     together,
@@ -121,10 +122,8 @@ async def outages(postgres: OwnPostgres, serve: Serve) -> dict[float, Outage]:
 
 
 async def given_up(serve: Serve, workers: str) -> tuple[int, float, Server]:
-    start = time.monotonic()
     server = serve({"WORKERS": workers}, database_url=NOBODY, wait=False)
-    code = await asyncio.to_thread(server.wait, 20.0)
-    return code, time.monotonic() - start, server
+    return *await ended(server.process, within=20.0), server
 
 
 NOBODY = f"postgresql://someone:a-password@127.0.0.1:{free_port()}/todo"
@@ -136,7 +135,8 @@ def waits() -> Iterator[AllAtOnce]:
     postgres = OwnPostgres()
     with support.servers(NOBODY) as serve:
         scenarios = {workers: given_up(serve, workers) for workers in WORKERS}
-        yield AllAtOnce(outages=outages(postgres, serve), **scenarios)
+        with AllAtOnce(outages=outages(postgres, serve), **scenarios) as all_at_once:
+            yield all_at_once
         postgres.remove()
 
 

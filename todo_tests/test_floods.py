@@ -217,14 +217,15 @@ async def unread(server: Server) -> float:
 
 
 @pytest.fixture(scope="module")
-def waits(server: Server) -> AllAtOnce:
+def waits(server: Server) -> Iterator[AllAtOnce]:
     """All that takes its time."""
-    return AllAtOnce(
+    with AllAtOnce(
         half_open=half_open(server.port),
         unread=unread(server),
         **{kind: stall(server.port, kind) for kind in STALLS},
         **{kind: slow(server.port, chunked=chunked) for kind, chunked in SLOW.items()},
-    )
+    ) as all_at_once:
+        yield all_at_once
 
 
 @pytest.fixture(autouse=True)

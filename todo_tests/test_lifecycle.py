@@ -16,7 +16,18 @@ import psycopg
 import pytest
 
 from todo_tests import support
-from todo_tests.damage import LOST, AllAtOnce, Answer, Bouncer, Caller, Life, jwks, soon, together
+from todo_tests.damage import (
+    LOST,
+    AllAtOnce,
+    Answer,
+    Bouncer,
+    Caller,
+    Life,
+    ended,
+    jwks,
+    soon,
+    together,
+)
 from todo_tests.support import (
     AUTH_URL,
     ROOT,
@@ -54,13 +65,6 @@ async def refused(server: Server) -> bool:
     return False
 
 
-async def ended(server: Server, *, within: float) -> tuple[int, float]:
-    """The exit code, and after how many seconds it came."""
-    start = time.monotonic()
-    code = await asyncio.to_thread(server.process.wait, within)
-    return code, time.monotonic() - start
-
-
 def clean(server: Server) -> None:
     assert "Traceback" not in server.stderr()
     assert " ERROR " not in server.stderr()
@@ -91,13 +95,16 @@ async def hang(server: Server) -> End:
     _, writer = await stalled.connect()
     writer.write(stalled.head("POST", "", Content_Type="application/json", Content_Length=99))
     asked = asyncio.create_task(caller.ask("GET", ""))
-    await asyncio.sleep(0.5)
-    server.process.send_signal(signal.SIGTERM)
-    code, seconds = await ended(server, within=20.0)
-    answer = None
-    with suppress(*LOST):
-        answer = await asked
-    await stalled.close()
+    try:
+        await asyncio.sleep(0.5)
+        server.process.send_signal(signal.SIGTERM)
+        code, seconds = await ended(server.process, within=20.0)
+        answer = None
+        with suppress(*LOST):
+            answer = await asked
+    finally:
+        asked.cancel()
+        await stalled.close()
     return End(code, seconds, answer, server.stderr())
 
 
@@ -115,7 +122,8 @@ async def hangs(postgres: OwnPostgres, serve: Serve) -> dict[str, End]:
 def waits() -> Iterator[AllAtOnce]:
     postgres = OwnPostgres()
     with support.servers(postgres.url) as serve:
-        yield AllAtOnce(hangs=hangs(postgres, serve))
+        with AllAtOnce(hangs=hangs(postgres, serve)) as all_at_once:
+            yield all_at_once
         postgres.remove()
 
 
@@ -148,7 +156,7 @@ async def test_sigterm_finishes_what_is_in_flight(
         assert not any(task.done() for task in asked)
     answers = await asyncio.gather(*asked)
     assert [answer.status for answer in answers] == [201] * 10
-    code, seconds = await ended(server, within=5.0)
+    code, seconds = await ended(server.process, within=5.0)
     assert code == 0
     assert sorted(stored(url, "writer")) == sorted(answer.body["title"] for answer in answers)
     clean(server)
@@ -176,7 +184,7 @@ async def test_sigterm_under_load_loses_no_answer(
     async def stop() -> tuple[int, float]:
         await asyncio.sleep(1.0)
         server.process.send_signal(signal.SIGTERM)
-        return await ended(server, within=10.0)
+        return await ended(server.process, within=10.0)
 
     (code, seconds), *_ = await together([stop(), *(write(number) for number in range(20))])
     assert code == 0
