@@ -1594,6 +1594,7 @@ REQUEST_MAX = (
 )  # bytes in all, past what 413 has answered, chunk headers and trailers too
 REQUEST_TIME = 25.0  # seconds from a request's first byte (or the connection) to its last
 KEEP_ALIVE = 20  # seconds
+DRAIN_TIME = 1.0  # seconds that idle connections may still ask once
 SHUTDOWN_GRACE = 10  # seconds
 
 
@@ -1636,6 +1637,7 @@ class Protocol(HttpToolsProtocol):
     received = 0  # bytes of the request that is incomplete
     piece = 0  # bytes that have just come
     too_large = False
+    draining = False
     deadline: asyncio.TimerHandle | None = None
     stalled: asyncio.TimerHandle | None = None
 
@@ -1661,6 +1663,8 @@ class Protocol(HttpToolsProtocol):
                 self.too_large = True
                 raise ValueError("the parser stops, and data_received asks for the 400")
         super().on_headers_complete()
+        if self.draining:
+            self.cycle.keep_alive = False
 
     def _bound(self, size: int) -> None:
         head_open = self.cycle is None or self.cycle.scope is not self.scope
@@ -1708,9 +1712,18 @@ class Protocol(HttpToolsProtocol):
             self.transport.abort()
 
     def shutdown(self) -> None:
-        super().shutdown()
+        # A proxy may be sending a request on an idle connection: the answer tells it to close.
+        self.draining = True
+        if self.cycle is None or self.cycle.response_complete:
+            self.loop.call_later(DRAIN_TIME, self._close_idle)
+        else:
+            self.cycle.keep_alive = False
         # Before tasks are cancelled: one that waits for its reader would only wait once more.
         self.loop.call_later(SHUTDOWN_GRACE / 2, self._drop_unread)
+
+    def _close_idle(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
 
     def _drop_unread(self) -> None:
         if self.flow.write_paused:
