@@ -159,7 +159,8 @@ def _postgres_url(url: SecretStr) -> SecretStr:
         f"{parts.get('host')}{parts.get('dbname')}"
     ):
         raise ValueError(
-            "its password has to be percent-encoded: %40 for @, %2F for /, %23 for #, %25 for %"
+            "it must be postgresql://user:password@host:port/database, "
+            "and its password percent-encoded: %40 for @, %2F for /, %23 for #, %25 for %"
         )
     return url
 
@@ -245,9 +246,8 @@ def load_settings(
         return cls(_env_file=env_file, _secrets_dir=secrets_dir)  # type: ignore[call-arg] # complete
     except (OSError, UnicodeDecodeError) as exc:
         reason = getattr(exc, "strerror", "it is not UTF-8")
-        raise StartupError(
-            f"the settings in {env_file or secrets_dir} cannot be read ({reason})"
-        ) from None
+        source = env_file or secrets_dir
+        raise StartupError(f"todo.py cannot read {source} ({reason})") from None
     except ValidationError as exc:
         faults = exc.errors(include_url=False, include_context=False, include_input=False)
     lines = []
