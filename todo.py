@@ -38,10 +38,12 @@ Map, each section built only on those above it:
 
 from __future__ import annotations
 
-import signal
+import sys
 
-if __name__ == "__main__":  # Ctrl-C during the imports leaves no traceback; see main
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__":  # Ctrl-C leaves no traceback, also during the imports
+    sys.excepthook = lambda kind, *rest: (
+        None if kind is KeyboardInterrupt else sys.__excepthook__(kind, *rest)
+    )
 
 import argparse
 import asyncio
@@ -62,9 +64,9 @@ import secrets
 import select as io_select
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -148,7 +150,7 @@ def _postgres_url(url: SecretStr) -> SecretStr:
     try:
         parts = conninfo_to_dict(value)
     except psycopg.Error as exc:
-        if "query parameter" in str(exc):
+        if "invalid URI query parameter" in str(exc):
             raise ValueError(
                 "it has a parameter that PostgreSQL does not know, such as pgbouncer=true: "
                 "leave that out"
@@ -1812,9 +1814,6 @@ def serve(settings: Settings, listener: socket.socket, welcome: str = "") -> Non
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=SHUTDOWN_GRACE,
     )
-    # uvicorn raises the signal that stopped it once more when it has shut down: then it is over.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
     host, port = listener.getsockname()[:2]
     url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     log.info("listening on %s", url)
@@ -1826,7 +1825,8 @@ def serve(settings: Settings, listener: socket.socket, welcome: str = "") -> Non
         if any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes):
             raise StartupError("todo.py cannot start: a worker did not, for the reason above")
     else:
-        uvicorn.Server(config).run(sockets=[listener])
+        with suppress(KeyboardInterrupt):  # uvicorn's last word, when it has shut down
+            uvicorn.Server(config).run(sockets=[listener])
     log.info("stopped")
 
 
@@ -2083,7 +2083,6 @@ def embedded_postgres(data: Path) -> Iterator[str]:
 
 def dev() -> None:
     """Serve with nothing configured. What is set in the environment wins; `.env` is not read."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup's
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     folder = DEV.resolve()
@@ -2139,7 +2138,7 @@ To paste into another terminal:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # KeyboardInterrupt, as by Ctrl-C
     parser = argparse.ArgumentParser(prog="todo.py", description="Secure multi-user Todo API.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("serve", help="serve, configured by the environment or .env (default)")
@@ -2171,7 +2170,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit("stopped")
+    main()

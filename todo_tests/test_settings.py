@@ -12,6 +12,7 @@ import pytest
 
 from todo_tests.support import (
     AUTH_URL,
+    PASSWORD,
     ROOT,
     SECRET,
     Serve,
@@ -25,7 +26,6 @@ from todo_tests.support import (
 if TYPE_CHECKING:
     import todo
 
-PASSWORD = "hunter2-is-the-password"
 PLACEHOLDER = "the placeholder of .env.example"
 URL = f"postgresql://user:{PASSWORD}@127.0.0.1:1/todo"
 NAMES = {
