@@ -128,6 +128,22 @@ def test_init_db_is_one_transaction(serve: Serve, postgres: Database, empty_data
     assert postgres.execute(indexes, database_url=empty_database) == []
 
 
+def test_init_db_fails_beside_an_old_table_and_says_what_differs(
+    serve: Serve, postgres: Database, empty_database: str
+) -> None:
+    """As `check` says it; nothing of the table is touched."""
+    schema = (ROOT / "schema.sql").read_text("utf-8")
+    damage = "alter table tasks drop column description, alter title type text"
+    postgres.execute(f"{schema}; {damage}", database_url=empty_database)
+    refused = init_db(serve, empty_database)
+    assert_refused(refused)
+    assert refused.stderr().split("\n")[1:3] == [
+        "  column title is text not null, it must be varchar(200) not null",
+        "  column description is missing, it must be text",
+    ]
+    assert refused.stdout() == ""
+
+
 def test_init_db_without_its_file_or_settings_says_so(serve: Serve, empty_database: str) -> None:
     alone = serve(database_url=empty_database, args=("init-db",), wait=False)
     unset = serve({"NEON_DB_URL": None}, args=("init-db",), files=ALL_FILES, wait=False)
