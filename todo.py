@@ -1880,9 +1880,9 @@ def table_differences(connection: psycopg.Connection[Any]) -> list[str]:
         lacks.append(f"the primary key is ({', '.join(key)}), it must be (id) or (user_id, id)")
     indexed = [key, *(index.columns.keys() for index in there.indexes)]
     lacks += [
-        f"index {index.name} on ({', '.join(columns)}) is missing"
-        for index in sorted(tasks.indexes, key=lambda index: str(index.name))
-        if (columns := index.columns.keys()) not in [each[: len(columns)] for each in indexed]
+        f"an index on ({', '.join(columns)}) is missing"
+        for columns in sorted([["id"], *(index.columns.keys() for index in tasks.indexes)])
+        if columns not in [each[: len(columns)] for each in indexed]
     ]
     refused = [name.lower() for name, has in zip(PRIVILEGES, may, strict=True) if not has]
     if refused:

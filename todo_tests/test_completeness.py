@@ -485,6 +485,31 @@ def test_readme_names_every_variable_and_which_are_required() -> None:
     }
 
 
+def test_readme_names_every_error_with_its_status() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    [table] = re.findall(r"^\| status \|.*\n\|[-|]+\n((?:\|.*\n)+)", readme, re.MULTILINE)
+    rows = re.findall(r"^\| ([\d, ]+).*? \| (.*) \|$", table, re.MULTILINE)
+    assert len(rows) == table.count("\n")
+    for statuses, codes in rows:
+        named = {int(status) for status in re.findall(r"\d+", statuses)}
+        assert {todo.ERRORS[code][0] for code in re.findall(r"`(\w+)`", codes)} == named
+    named = re.findall(r"`([A-Z_]+)`", table)
+    assert sorted(named) == sorted(todo.ERRORS)
+
+
+def test_readme_quotes_messages_that_the_code_has() -> None:
+    """The table of what one sees, but for names and places."""
+    readme = (ROOT / "README.md").read_text("utf-8")
+    [table] = re.findall(r"^\| what you see \|.*\n\|[-|]+\n((?:\|.*\n)+)", readme, re.MULTILINE)
+    seen = [row.split(" | ")[0] for row in table.splitlines()]
+    quoted = [text for row in seen for text in re.findall(r"`(.+?)`", row)]
+    assert len(quoted) > 5
+    joined = re.sub(r'"\s+f?"', "", source())
+    for text in quoted:
+        for part in re.split(r" *\.\.\. *|(?:NEON_DB_URL|HOST|PORT)\b,? ?", text):
+            assert part.removeprefix("is ") in joined, text
+
+
 def requirements() -> dict[str, list[str]]:
     """The lines of both files by group, which a comment opens; the second includes the first."""
     run, everything = (

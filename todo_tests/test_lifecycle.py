@@ -355,14 +355,17 @@ TABLES = {
     ),
     "id-not-made": ("alter table tasks alter column id drop identity", r"\bid\b"),
     "column-that-must-be-given": ("alter table tasks add column more text not null", "more"),
-    "index-missing": ("drop index tasks_user_id_completed_idx", r"\(user_id, completed\)"),
+    "index-missing": (
+        "drop index tasks_user_id_completed_idx",
+        r"an index on \(user_id, completed\) is missing",
+    ),
     "key-missing": ("alter table tasks drop constraint tasks_pkey", r"\(id\) or \(user_id, id\)"),
     "two-faults": (
         (
             "alter table tasks drop column title; drop index tasks_user_id_idx,"
             " tasks_user_id_completed_idx"
         ),
-        r"column title .*; index .*; index ",
+        r"column title .*; an index .*; an index ",
     ),
 }
 
