@@ -46,6 +46,7 @@ import hashlib
 import http.client
 import json
 import logging
+import math
 import os
 import random
 import re
@@ -59,13 +60,22 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sized,
+)
 from contextlib import asynccontextmanager, closing, contextmanager, nullcontext, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
 from urllib.parse import quote, unquote, urlsplit
 
+import httptools
 import jwt
 import psycopg
 import sqlalchemy as sa
@@ -96,7 +106,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 from uvicorn.supervisors import Multiprocess
 
 HERE = Path(__file__).resolve().parent
@@ -1212,7 +1227,8 @@ async def body_of(request: Request, model: type[SomeTask]) -> SomeTask:
     if media_type != "application/json":
         raise Problem("UNSUPPORTED_MEDIA_TYPE")
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > BODY_MAX:
+    # Any number of zeros may stand before it; int() takes 4,300 digits at most.
+    if declared.isdecimal() and int("0" + declared.lstrip("0")[:20]) > BODY_MAX:
         raise Problem("PAYLOAD_TOO_LARGE")
     body = b""
     async for chunk in request.stream():
@@ -1355,6 +1371,7 @@ REQUEST_HEADERS = ("Authorization", "Content-Type", "X-Request-ID")
 EXPOSED_HEADERS = ("Allow", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID")
 PREFLIGHT_MAX_AGE = 600  # seconds
 PREFLIGHT_HEADER = b"access-control-request-method"
+CLIENT_GONE = "the client went away"
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 COMMON_HEADERS = (
     (b"cache-control", b"no-store"),
@@ -1446,7 +1463,9 @@ class Envelope:
                 level = logging.ERROR if status >= 500 else logging.WARNING  # noqa: PLR2004
                 return exc, level, f" error={code}: {reason}", None
             case ClientDisconnect():
-                return None, logging.INFO, " the client went away", None
+                return None, logging.INFO, f" {CLIENT_GONE}", None
+            case asyncio.CancelledError(args=args) if CLIENT_GONE in args:
+                return None, logging.INFO, f" {CLIENT_GONE}", None
             case asyncio.CancelledError():
                 fault = " error=INTERNAL_ERROR: cut short by the shutdown"
                 return Problem("INTERNAL_ERROR"), logging.ERROR, fault, None
@@ -1561,142 +1580,212 @@ def __getattr__(name: str) -> Any:
 # HTTP server: what uvicorn leaves open, and serving.
 
 HEAD_MAX = 64 * 1024  # bytes of request line and headers
-REQUEST_MAX = (
-    1024 * 1024
-)  # bytes in all, past what 413 has answered, chunk headers and trailers too
-REQUEST_TIME = 25.0  # seconds from a request's first byte (or the connection) to its last
-KEEP_ALIVE = 20  # seconds
-SHUTDOWN_GRACE = 10  # seconds
+REQUEST_MAX = 1024 * 1024  # bytes of a whole request: body, chunk headers and trailers too
+PIECE = 4 * 1024  # bytes that the parser takes at a time
+REQUEST_TIME = 25.0  # seconds for a request to arrive, and for a client to read some of its answer
+KEEP_ALIVE = 75.0  # seconds that an idle connection is kept, longer than the usual proxies do
+TICK = 1.0  # seconds between two looks at a connection
+LINGER = 1.0  # seconds of a shutdown in which an idle connection may still bring a request
+SHUTDOWN_GRACE = 10  # seconds of a shutdown for what is in flight
 
 
-class Gathering:
-    """Transport that sends what is written in one turn of the loop at once.
+class CorkedTransport:
+    """Transport that sends what is written in one turn of the event loop at once.
 
-    uvicorn writes head and body apart, which wakes the client twice: 10 % of a request's CPU.
+    uvicorn writes head and body apart, which would wake the client twice.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self.transport = transport
         self.loop = loop
-        self.written: list[bytes] = []
+        self.corked: list[bytes] = []
+        self.sent = 0  # bytes
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.transport, name)
 
     def write(self, data: bytes) -> None:
-        if not self.written:
-            self.loop.call_soon(self.flush)
-        self.written.append(data)
+        if not self.corked:
+            self.loop.call_soon(self.uncork)
+        self.corked.append(data)
 
-    def flush(self) -> None:
-        if self.written and not self.transport.is_closing():
-            self.transport.write(b"".join(self.written))
-        self.written.clear()
+    def uncork(self) -> None:
+        if self.corked and not self.transport.is_closing():
+            data = b"".join(self.corked)
+            self.sent += len(data)
+            self.transport.write(data)
+        self.corked.clear()
 
     def close(self) -> None:
-        self.flush()
+        self.uncork()
         self.transport.close()
 
 
-class Protocol(HttpToolsProtocol):
-    """uvicorn's protocol with bounds.
+class PipelineFlow(FlowControl):
+    """Flow control that reads nothing more while requests of the connection are queued."""
 
-    Its own keeps a head of any size, and waits for ever for the end of a request or for a reader
-    of its answer. A request that arrives whole, in one piece, sets no timer.
+    def __init__(self, transport: asyncio.Transport, pipeline: Sized) -> None:
+        super().__init__(transport)
+        self.pipeline = pipeline
+
+    def resume_reading(self) -> None:
+        if not self.pipeline:
+            super().resume_reading()
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's protocol, safe against a hostile client (RFC 9112).
+
+    uvicorn alone lets an Upgrade end the parsing of a body, queues requests without bound, keeps
+    a head of any size, takes trailers for headers, and waits for ever for the end of a request or
+    for a reader of its answer.
     """
 
-    received = 0  # bytes of the request that is incomplete
-    piece = 0  # bytes that have just come
-    too_large = False
-    deadline: asyncio.TimerHandle | None = None
-    stalled: asyncio.TimerHandle | None = None
+    unparsed = b""  # bytes behind requests that are queued
+    received = 0  # bytes of the incomplete request
+    answering: RequestResponseCycle | None = None
+    task: asyncio.Task[None] | None = None  # of that cycle
+    keep_alive = True  # whether the connection stays open once a body that was expected has come
+    refusal = ""  # error code of what is no request; nothing more is read
+    draining = False  # the server shuts down
+    turn = (0, 0.0)  # bytes that the client has read, and the limit of what it is to do now
+    turn_began = 0.0
+    ticker: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        gathering = Gathering(cast("asyncio.Transport", transport), self.loop)
-        super().connection_made(cast("asyncio.Transport", gathering))
-        self._arm()
+        self.corked = CorkedTransport(cast("asyncio.Transport", transport), self.loop)
+        super().connection_made(cast("asyncio.Transport", self.corked))
+        self.flow = PipelineFlow(self.transport, self.pipeline)
+        self.turn_began = self.loop.time()
+        self.ticker = self.loop.call_later(TICK, self._tick)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._disarm()
-        super().connection_lost(exc)  # it resumes writing, which ends that clock too
+        super().connection_lost(exc)
+        self.pipeline.clear()
+        if self.ticker is not None:
+            self.ticker.cancel()
+        if self.answering is not None and self.task is not None:
+            self.answering.disconnected = True
+            self.task.cancel(CLIENT_GONE)
+
+    def _tick(self) -> None:
+        """Drop a client that is slow to send its request, to read its answer, or to come back."""
+        unread = self.corked.get_write_buffer_size()
+        cycle = self.answering
+        limit = REQUEST_TIME
+        if cycle is not None and not cycle.more_body and not unread:
+            if not cycle.response_complete:
+                limit = math.inf  # it waits for us
+            elif self.cycle is cycle and not self._in_head():
+                limit = KEEP_ALIVE
+        turn = (self.corked.sent - unread, limit)
+        now = self.loop.time()
+        if turn != self.turn:
+            self.turn, self.turn_began = turn, now
+        elif now - self.turn_began > limit:
+            self.transport.abort()
+            return
+        self.ticker = self.loop.call_later(TICK, self._tick)
 
     def data_received(self, data: bytes) -> None:
-        self.piece = len(data)
-        super().data_received(data)
-        if not self.transport.is_closing():
-            self._bound(len(data))
+        self.unparsed += data
+        self._parse()
+
+    def _parse(self) -> None:
+        """Parse what has come, until a request has to wait for the answers of those before it."""
+        while self.unparsed and not (self.pipeline or self.refusal):
+            limit = HEAD_MAX if self._in_head() else REQUEST_MAX
+            piece = self.unparsed[: min(PIECE, limit - self.received)]
+            self.unparsed = self.unparsed[len(piece) :]
+            self.received += len(piece)
+            try:
+                self._feed(piece)
+            except httptools.HttpParserError:
+                self._refuse("BAD_REQUEST")
+            if self._in_head() and self.received >= HEAD_MAX:
+                self._refuse("HEADERS_TOO_LARGE")
+            elif self.received >= REQUEST_MAX:
+                self.transport.abort()
+                return
+        if self.pipeline:
+            self.flow.pause_reading()
+
+    def _in_head(self) -> bool:
+        return self.cycle is None or self.cycle.scope is not self.scope
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            # An upgrade is ignored (RFC 9110 section 7.8), but the parser has stopped behind its
+            # head: a new one parses that head without it, and then the rest.
+            behind = data[upgrade.args[0] :]
+            self.unparsed = behind + self.unparsed
+            self.received -= len(behind)
+            version = self.parser.get_http_version().encode()
+            head = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
+            head += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            self.parser.feed_data(b"\r\n".join(head) + b"\r\n\r\n")
 
     def on_headers_complete(self) -> None:
-        if self.received + self.piece > HEAD_MAX:
-            fields = sum(len(name) + len(value) + 4 for name, value in self.headers)
-            if len(self.url) + fields > HEAD_MAX:
-                self.too_large = True
-                raise ValueError("the parser stops, and data_received asks for the 400")
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise ValueError("not a proxy")
+            return
         super().on_headers_complete()
+        self.headers = []  # for trailers, which nobody reads: the request keeps its own
+        self.keep_alive = self.cycle.keep_alive = self.cycle.keep_alive and not self.draining
+        if self.expect_100_continue:
+            # Without that answer the client may leave the body out: what follows is then no body.
+            self.cycle.keep_alive = False
 
-    def _bound(self, size: int) -> None:
-        head_open = self.cycle is None or self.cycle.scope is not self.scope
-        if not head_open and not self.cycle.more_body:
-            self.received = 0
-            if self.cycle.response_complete:
-                self._arm()  # a line end: it begins no request, but uvicorn has stopped its clock
-            else:
-                self._disarm()
+    def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
             return
-        self.received += size
-        self._arm()
-        if not head_open:
-            self.headers = []  # trailers, which nobody reads
-        if head_open and self.received > HEAD_MAX:
-            self.too_large = True
-            self.send_400_response("")
-        elif self.received > REQUEST_MAX:
-            self.transport.abort()
+        self.received = 0
+        self.cycle.more_body = False
+        if not self.cycle.response_started:
+            self.cycle.keep_alive = self.keep_alive and not self.draining
+        self.cycle.message_event.set()
 
-    def _arm(self) -> None:
-        if self.deadline is None:
-            self.deadline = self.loop.call_later(REQUEST_TIME, self.transport.abort)
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self.answering = cycle
+        self.task = self.loop.create_task(cycle.run_asgi(app))
+        self.tasks.add(self.task)
+        self.task.add_done_callback(self.tasks.discard)
 
-    def _disarm(self) -> None:
-        if self.deadline is not None:
-            self.deadline.cancel()
-            self.deadline = None
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._await_reader(sys.maxsize)
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if self.stalled is not None:
-            self.stalled.cancel()
-
-    def _await_reader(self, before: int) -> None:
-        """Hang up on a client that took nothing of its answer for REQUEST_TIME."""
-        left = self.transport.get_write_buffer_size()
-        if left < before:
-            self.stalled = self.loop.call_later(REQUEST_TIME, self._await_reader, left)
-        else:
-            self.transport.abort()
-
-    def shutdown(self) -> None:
-        super().shutdown()
-        # Before tasks are cancelled: one that waits for its reader would only wait once more.
-        self.loop.call_later(SHUTDOWN_GRACE / 2, self._drop_unread)
-
-    def _drop_unread(self) -> None:
-        if self.flow.write_paused:
-            self.transport.abort()
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Say nothing: a client may ask for an upgrade and take HTTP/1.1 for an answer."""
-
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 ours says it in the one shape
-        cycle = self.cycle
-        if self.pipeline or (cycle and not cycle.response_complete and not cycle.more_body):
-            self.transport.close()  # a good request before it must not get its answer
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
             return
-        problem = Problem("HEADERS_TOO_LARGE" if self.too_large else "BAD_REQUEST")
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self.refusal:
+            self._end()
+            return
+        if not self.pipeline:
+            self._parse()
+            self.flow.resume_reading()
+
+    def _refuse(self, code: str) -> None:
+        """End the connection, once the requests before have their answers."""
+        self.refusal = code
+        self.unparsed = b""
+        if self.pipeline and self.cycle.more_body:
+            self.pipeline.popleft()
+        cycle = self.answering
+        if cycle is None or cycle.response_complete or cycle.more_body:
+            self._end()
+
+    def _end(self) -> None:
+        cycle = self.answering
+        if not (cycle and cycle.more_body and cycle.response_started):
+            self._send_error(Problem(self.refusal))
+        self.transport.close()
+
+    def _send_error(self, problem: Problem) -> None:
         response = problem.response()
         request_id = new_request_id()
         headers = [
@@ -1705,19 +1794,32 @@ class Protocol(HttpToolsProtocol):
             (b"x-request-id", request_id),
             (b"connection", b"close"),
         ]
-        phrase = http.HTTPStatus(problem.status).phrase.encode()
-        lines = [b"HTTP/1.1 %d %s" % (problem.status, phrase)]
-        lines += [b"%s: %s" % header for header in headers]
-        self.transport.write(b"\r\n".join(lines) + b"\r\n\r\n" + bytes(response.body))
-        self.transport.close()
-        client = self.client[0] if self.client else "-"
+        head = STATUS_LINE[problem.status] + b"".join(b"%s: %s\r\n" % header for header in headers)
+        self.transport.write(head + b"\r\n" + bytes(response.body))
         log.warning(
             "- - %d request=%s client=%s error=%s",
             problem.status,
             request_id.decode(),
-            client,
+            self.client[0] if self.client else "-",
             problem.code,
         )
+
+    def shutdown(self) -> None:
+        """Finish what is in flight; a proxy may still use an idle connection for a moment."""
+        self.draining = True
+        if self.cycle is not None:
+            self.cycle.keep_alive = False
+        self.loop.call_later(LINGER, self._close_idle)
+        # Before tasks are cancelled: one that waits for its reader would only wait once more.
+        self.loop.call_later(SHUTDOWN_GRACE / 2, self._abort_unread)
+
+    def _close_idle(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+
+    def _abort_unread(self) -> None:
+        if self.flow.write_paused:
+            self.transport.abort()
 
 
 class Workers(Multiprocess):
@@ -1753,7 +1855,6 @@ def serve(settings: Settings, welcome: str = "") -> None:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=SHUTDOWN_GRACE,
     )
     # uvicorn raises the signal that stopped it once more when it has shut down: then it is over.
