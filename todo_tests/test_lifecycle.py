@@ -367,6 +367,17 @@ def test_check_compares_the_table(
     assert re.search(named, about(lines, r"\btable\b"))
 
 
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_check_names_an_encoding_that_cannot_hold_every_title(
+    tmp_path: Path, environment: dict[str, str], postgres: Database, encoding: str
+) -> None:
+    url = postgres.create_database(schema=True, encoding=encoding)
+    code, lines = check(tmp_path, {**environment, "NEON_DB_URL": url})
+    postgres.drop_database(url)
+    assert code == 1
+    assert re.search("^FAIL .*UTF8", about(lines, encoding))
+
+
 TOKENS: dict[str, tuple[Callable[[], str], int, str]] = {
     "good": (lambda: token("demo-user"), 0, "demo-user"),
     "with-its-scheme": (lambda: f"Bearer {token('demo-user')}", 0, "demo-user"),
