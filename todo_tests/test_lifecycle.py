@@ -405,6 +405,21 @@ def test_check_says_whose_a_token_is_or_why_it_is_refused(
     assert re.search(named, about(lines, r"\btoken\b"), re.IGNORECASE)
 
 
+def test_check_says_what_to_set_for_a_token_of_another_aud_or_iss(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """The value found, the one wanted, and the variable."""
+    issuer = {"JWT_ISSUER": "https://issuer.example"}
+    code, of_aud = check(tmp_path, environment, token("demo-user", aud="my-app"))
+    assert code == 1
+    code, of_iss = check(tmp_path, {**environment, **issuer}, token("demo-user", iss="my-app"))
+    assert code == 1
+    for fact in ("my-app", environment["BETTER_AUTH_URL"], "JWT_AUDIENCE"):
+        assert fact in about(of_aud, r"\btoken\b")
+    for fact in ("my-app", issuer["JWT_ISSUER"], "JWT_ISSUER"):
+        assert fact in about(of_iss, r"\btoken\b")
+
+
 SILENT = {
     "nothing": (subprocess.DEVNULL, ""),
     "a-pipe-that-says-nothing": (subprocess.PIPE, ""),
