@@ -158,6 +158,14 @@ class Caller:
             await self.close()
         return answer._replace(seconds=time.monotonic() - start)
 
+    async def leave(self, request: bytes, *, after: float) -> None:
+        """Send it on a connection of its own and hang up without reading."""
+        _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(request)
+        await writer.drain()
+        await asyncio.sleep(after)
+        writer.transport.abort()
+
     async def create(self, title: str = "Buy groceries") -> Any:
         """A new task of this user."""
         answer = await self.ask("POST", "", {"title": title})

@@ -83,6 +83,21 @@ def test_a_start_with_a_column_missing_is_refused(
     assert_refused(server, column, "schema.sql", "init-db")
 
 
+@pytest.mark.parametrize("command", ["serve", "init-db"])
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_a_database_that_cannot_hold_every_title_is_refused(
+    serve: Serve, postgres: Database, encoding: str, command: str
+) -> None:
+    """Design 2: though the table is there; and `init-db` makes none."""
+    url = postgres.create_database(schema=command == "serve", encoding=encoding)
+    server = serve(database_url=url, args=(command,), files=ALL_FILES, wait=False)
+    assert_refused(server, encoding, "UTF8", within=10.0)
+    assert len(server.stderr().splitlines()) <= 3
+    tables = "select from pg_tables where tablename = 'tasks'"
+    assert len(postgres.execute(tables, database_url=url)) == (command == "serve")
+    postgres.drop_database(url)
+
+
 def test_the_one_file_alone_in_an_empty_folder_serves(serve: Serve, user: str) -> None:
     """Design 1: no other file of the project is needed at run time."""
     server = serve(files=("todo.py",))

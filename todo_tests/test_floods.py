@@ -322,20 +322,13 @@ async def test_those_who_hang_up_leave_nothing_behind(server: Server, database_u
         body = a_body(caller, Content_Length=len(BODY))
         leavers = [toggle[:30], toggle[:-2], body, body + BODY[:-1], caller.head("GET", "")]
 
-        async def leave(request: bytes, stay: float) -> None:
-            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
-            writer.write(request)
-            await writer.drain()
-            await asyncio.sleep(stay)
-            writer.transport.abort()
-
         await asyncio.sleep(0.5)
         before = in_use(server.process.pid)
         for _ in range(3):
-            await together(leave(request, 0.01) for request in leavers * 20)
+            await together(caller.leave(request, after=0.01) for request in leavers * 20)
         with psycopg.connect(database_url) as locker:
             locker.execute(hold, (task["id"],))
-            await together(leave(toggle, 0.3) for _ in range(30))
+            await together(caller.leave(toggle, after=0.3) for _ in range(30))
 
         async def as_before() -> bool:
             now = in_use(server.process.pid)
