@@ -226,7 +226,7 @@ async def test_what_is_queued_for_a_client_that_has_gone_is_not_run(
 async def test_huge_lists_at_once_leave_the_process_as_small_as_before(
     serve: Serve, crowded: str
 ) -> None:
-    """Eight of 25 MB, twice. Connections may be kept: libpq's buffer grows with a row, not with all."""
+    """Eight of 25 MB, twice. libpq's buffer grows with a row, not with all of them."""
     settings = {"DB_POOL_SIZE": "10", "DB_TIMEOUT": "20"}
     server = await asyncio.to_thread(serve, settings, database_url=crowded)
     await together(Life(server.port, seed).steps(20) for seed in range(8))
