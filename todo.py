@@ -71,6 +71,7 @@ import shlex
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
 import threading
@@ -80,7 +81,6 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Container,
     Iterable,
     Iterator,
     Mapping,
@@ -98,7 +98,7 @@ import jwt
 import psycopg
 import sqlalchemy as sa
 import uvicorn
-from psycopg import pq
+from psycopg import errors, pq
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool, PoolClosed
 from pydantic import (
@@ -891,53 +891,48 @@ def _user_of(claims: Mapping[str, Any]) -> str:
 
 Values = Mapping[str, str | int | bool | None]
 BATCH_MAX = 8  # reads that share a round trip
-LONG_LIST = 200  # rows; nobody else's query waits behind a list of that length
+LONG_LISTS_MAX = 10_000  # owners whose lists are known to be long
 PATIENCE = 0.002  # seconds that reads wait for the end of a batch before they start another
+LONG_LIST = 200  # rows; nobody else's query waits behind a list of that length
 IDLE_TIME = 1.0  # seconds that a connection without queries stays out of the pool
-TICK_DATABASE = 0.05  # seconds between two looks at the deadlines
+LOOK_TIME = 0.05  # seconds between two looks at the deadlines
 OUTAGE_PAUSE = 0.5  # seconds between attempts to connect while the database is away
-ROLLED_BACK_PAUSE = 0.02  # seconds at most, before what was rolled back is repeated
+CONFLICT_PAUSE = 0.02  # seconds at most before a query that was rolled back is repeated
+TRIM_PAUSE = 5.0  # seconds
 KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}  # seconds
 FOREVER = 24 * 3600.0  # seconds
-TRIM_INTERVAL = 5.0  # seconds
-# glibc's alone gives the small pieces of a long list's rows back to the system: 200 MiB after eight
+
+# glibc alone gives the small pieces of a long list's rows back to the system: 200 MiB after eight
 # lists of 25 MB at once, within 30 ms.
 malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", id)
 
-# SQLSTATEs; the first three are also ours, for what has no answer of the server's.
-CANNOT_CONNECT = "08001"
-CONNECTION_LOST = "08006"
-QUERY_CANCELED = "57014"
-LOCK_NOT_AVAILABLE = "55P03"
-ADMIN_SHUTDOWN = "57P01"
-BATCH_ABORTED = "25P02"  # a query before it in its batch failed
-ROLLED_BACK = {"40001", "40P01"}  # in favour of another transaction
-NOT_PREPARED = {"26000", "42P05"}  # a pooler has put another connection behind ours
-PLAN_OUTDATED = "0A000"  # the table has changed
-PROBLEMS = {
-    CANNOT_CONNECT: "DATABASE_UNAVAILABLE",
-    CONNECTION_LOST: "DATABASE_UNAVAILABLE",
-    ADMIN_SHUTDOWN: "DATABASE_UNAVAILABLE",
-    QUERY_CANCELED: "DATABASE_TIMEOUT",
-    LOCK_NOT_AVAILABLE: "DATABASE_TIMEOUT",
+# PostgreSQL's errors by SQLSTATE, as psycopg names them; some are raised by us in its place.
+CannotConnect = errors.SqlclientUnableToEstablishSqlconnection
+ConnectionLost = errors.ConnectionFailure
+BatchAborted = errors.InFailedSqlTransaction  # by a query before it
+RolledBack = (errors.SerializationFailure, errors.DeadlockDetected)  # in favour of another
+NotPrepared = (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement)
+PlanOutdated = errors.FeatureNotSupported  # "cached plan must not change result type"
+DATABASE_PROBLEMS: dict[type[BaseException], str] = {
+    CannotConnect: "DATABASE_UNAVAILABLE",
+    ConnectionLost: "DATABASE_UNAVAILABLE",
+    errors.AdminShutdown: "DATABASE_UNAVAILABLE",
+    errors.QueryCanceled: "DATABASE_TIMEOUT",
+    errors.LockNotAvailable: "DATABASE_TIMEOUT",
 }
 
 
-class QueryError(Exception):
-    """Raised if a query failed, with its SQLSTATE and the server's primary message."""
-
-    def __init__(self, sqlstate: str, message: str) -> None:
-        super().__init__(f"{sqlstate} {message}")
-        self.sqlstate = sqlstate
+def _error_of(result: pq.abc.PGresult) -> psycopg.Error:
+    """Error of a result, with the primary message alone: the whole one may quote SQL."""
+    sqlstate = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
+    message = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b""
+    with suppress(KeyError):
+        return errors.lookup(sqlstate)(message.decode(errors="replace"))
+    return psycopg.DatabaseError(f"{sqlstate} {message.decode(errors='replace')}")
 
 
 class Query:
     """A statement with its arguments, on its way to its rows."""
-
-    __slots__ = (
-        *("arguments", "deadline", "done", "error", "lost"),
-        *("owner", "prepare", "result", "statement"),
-    )
 
     def __init__(self, statement: Statement, values: Values, deadline: float) -> None:
         self.statement = statement
@@ -948,62 +943,26 @@ class Query:
         self.owner = values.get("owner")
         self.deadline = deadline  # in the loop's time
         self.prepare = True
-        self.lost = False  # whether it has lost a connection already
+        self.lost = False  # whether it has lost a connection
         self.start()
 
     def start(self) -> None:
-        """Begin, once more if need be; `done` will have the rows' first columns."""
         self.result: pq.abc.PGresult | None = None
-        self.error: QueryError | None = None
-        self.done: asyncio.Future[list[bytes | None]] = asyncio.get_running_loop().create_future()
+        self.error: psycopg.Error | None = None
+        self.rows: asyncio.Future[list[bytes | None]] = asyncio.get_running_loop().create_future()
 
-    def finish(self) -> None:
-        if self.done.done():
-            return  # its client has gone
-        if self.error is not None or self.result is None:
-            self.done.set_exception(self.error or QueryError("", "no result"))
+    def finish(self, error: psycopg.Error | None = None) -> None:
+        """Set the first column of the rows, or the error, unless the client has gone."""
+        error = error or self.error
+        if self.rows.done():
+            return
+        if error is not None:
+            self.rows.set_exception(error)
+        elif self.result is None:
+            self.rows.set_exception(psycopg.DatabaseError("no result"))
         else:
             get_value = self.result.get_value
-            self.done.set_result([get_value(row, 0) for row in range(self.result.ntuples)])
-
-    def fail(self, sqlstate: str, message: str) -> None:
-        self.error = QueryError(sqlstate, message)
-        self.finish()
-
-
-class Backlog:
-    """Queries that wait for a connection; their owners take turns."""
-
-    def __init__(self, batch_max: int) -> None:
-        self.batch_max = batch_max
-        self.queries: dict[Any, deque[Query]] = {}  # by owner
-
-    def __iter__(self) -> Iterator[Query]:
-        return itertools.chain.from_iterable(self.queries.values())
-
-    def add(self, query: Query) -> None:
-        self.queries.setdefault(query.owner, deque()).append(query)
-
-    def take(self, may_start: Callable[[Any], bool], alone: Container[Any]) -> list[Query]:
-        """Next batch, of owners who may start; without those whose client has gone."""
-        batch: list[Query] = []
-        room = self.batch_max
-        served = []
-        for owner, queries in self.queries.items():
-            if may_start(owner) and not (batch and owner in alone):
-                served.append(owner)
-                if owner in alone:
-                    room = 1
-                while queries and len(batch) < room:
-                    query = queries.popleft()
-                    if not query.done.done():
-                        batch.append(query)
-            if len(batch) == room:
-                break
-        for owner in served:
-            if queries := self.queries.pop(owner):
-                self.queries[owner] = queries
-        return batch
+            self.rows.set_result([get_value(row, 0) for row in range(self.result.ntuples)])
 
 
 class Connection(psycopg.AsyncConnection[Any]):
@@ -1017,11 +976,11 @@ class Connection(psycopg.AsyncConnection[Any]):
     used = 0.0  # when last, in the loop's time
     retired = False  # not to be used again
     listening = False
-    released: asyncio.Future[None]
 
     def listen(self, finished: Callable[[Connection, Sequence[Query]], None]) -> None:
         """Begin to read what the server sends; `finished` is called when queries are over."""
         self.finished = finished
+        self.released = asyncio.Event()
         self.prepared: set[bytes] = set()
         self.results: deque[tuple[Query, bool]] = deque()  # to come; whether of a preparation
         self.pgconn.nonblocking = 1
@@ -1100,10 +1059,9 @@ class Connection(psycopg.AsyncConnection[Any]):
         # A result behind all others is an error of the commit.
         query, preparation = self.results.popleft() if self.results else (None, False)
         if result.status in {pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.PIPELINE_ABORTED}:
-            sqlstate = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
-            message = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b""
-            error = QueryError(sqlstate or BATCH_ABORTED, message.decode(errors="replace"))
-            self.retired = self.retired or sqlstate == PLAN_OUTDATED
+            aborted = result.status == pq.ExecStatus.PIPELINE_ABORTED
+            error = BatchAborted("by a query before it") if aborted else _error_of(result)
+            self.retired = self.retired or isinstance(error, PlanOutdated)
             for failed in [query] if query else self.queries:
                 failed.error = failed.error or error
                 if preparation:
@@ -1115,10 +1073,10 @@ class Connection(psycopg.AsyncConnection[Any]):
         self.stop_listening()
         self.pgconn.finish()
         for query in self.queries:
-            # With ADMIN_SHUTDOWN in place of the rows, which go out before the commit, the server
+            # With AdminShutdown in place of the rows, which go out before the commit, the server
             # says that it rolled back. Poolers have other codes for servers that they lost.
-            if query.result or not query.error or query.error.sqlstate != ADMIN_SHUTDOWN:
-                query.error = QueryError(CONNECTION_LOST, str(query.error or exc))
+            if query.result or not isinstance(query.error, errors.AdminShutdown):
+                query.error = ConnectionLost(str(query.error or exc))
         self._finish()
 
     def abandon(self, now: float) -> None:
@@ -1127,7 +1085,7 @@ class Connection(psycopg.AsyncConnection[Any]):
         self.retired = True
         for query in self.queries:
             overdue = query.deadline <= now
-            query.error = QueryError(QUERY_CANCELED if overdue else BATCH_ABORTED, "took too long")
+            query.error = errors.QueryCanceled("no answer in time") if overdue else BatchAborted()
         self._finish()
 
     def _finish(self) -> None:
@@ -1141,13 +1099,13 @@ class Connection(psycopg.AsyncConnection[Any]):
 class Database:
     """Runs statements on a psycopg pool.
 
-    `run` puts a query into the backlog of reads or of writes. `_dispatch` gives a connection that
-    is idle the next batch: one write, or up to eight reads. `Connection.send` sends it with one
-    sync, `_readable` takes the results, and with the sync's answer `run` gets its rows, or a
-    QueryError: it repeats what is known to be undone, and makes a Problem of the rest. No owner
-    uses more than half of the connections. `_hold` takes a connection out of the pool, and gives
-    it back once it is lost or was idle for a second; the pool replaces a lost one. `_tick` ends
-    what is past its deadline, in the backlogs or on the way.
+    `run` lets a query wait among those of its owner. `_dispatch` gives a connection that is idle
+    the next batch: one write, or up to eight reads. `Connection.send` sends it with one sync,
+    `_readable` takes the results, and with the sync's answer `run` gets the rows, or an error: it
+    repeats what is known to be undone, and makes a Problem of the rest. No owner uses more than
+    half of the connections. `_hold` takes a connection out of the pool, and gives it back once it
+    is lost or was idle for a second; the pool replaces a lost one. `_look` ends what is past its
+    deadline, waiting or on its way.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -1161,39 +1119,32 @@ class Database:
             configure=self._configure,
             min_size=1,
             max_size=self.size,
-            # Give up at once: the next wish for a connection is the next attempt.
-            reconnect_timeout=0.0,
+            reconnect_timeout=0.0,  # the next wish for a connection is the next attempt
             reconnect_failed=self._unreachable,
             open=False,
         )
-        self.reads = Backlog(BATCH_MAX)
-        self.writes = Backlog(1)
-        self.turns = deque([self.reads, self.writes])
-        self.holders: set[asyncio.Task[None]] = set()
-        self.connections: set[Connection] = set()  # that the holders have
-        self.idle: list[Connection] = []
+        self.waiting: dict[Any, deque[Query]] = {}  # by owner; they take turns
         self.used: Counter[Any] = Counter()  # connections by owner
-        self.long_lists: dict[Any, None] = {}  # owners whose last one was
-        self.untrimmed = False  # whether a long list may have left memory in pieces
-        self.trim_at = 0.0
+        self.long_lists: set[Any] = set()  # owners who have one
+        self.tasks: set[asyncio.Task[None]] = set()  # of `_hold`, one for each connection
+        self.connections: set[Connection] = set()  # out of the pool
+        self.idle: list[Connection] = []
         self.reading = 0  # connections with reads
         self.read_at = 0.0  # when the last batch of reads was sent, in the loop's time
         self.prepare = True
         self.unreachable_until = 0.0
-        self.retrying: asyncio.Task[None] | None = None
-        self.timers: dict[str, asyncio.TimerHandle] = {}
+        self.trim_at = math.inf
 
     async def open(self) -> None:
         await self.pool.open()
-        self._tick()
+        self._look()
 
     async def close(self) -> None:
         self.size = 0  # so that no connection is taken any more
-        for timer in self.timers.values():
-            timer.cancel()
-        for holder in self.holders:
-            holder.cancel()
-        await asyncio.gather(*self.holders, return_exceptions=True)
+        self.timer.cancel()
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
         await self.pool.close()
 
     async def run(
@@ -1203,120 +1154,121 @@ class Database:
 
         A read whose connection is lost is sent once more; a write only if it is known to be undone.
         """
-        query = Query(statement, values, asyncio.get_running_loop().time() + self.timeout)
+        loop = asyncio.get_running_loop()
+        query = Query(statement, values, loop.time() + self.timeout)
         while True:
-            self._submit(query)
+            query.prepare = query.prepare and self.prepare
+            if loop.time() < self.unreachable_until:
+                query.finish(CannotConnect("the database cannot be reached"))
+            elif loop.time() >= query.deadline:
+                query.finish(errors.QueryCanceled("no answer in time"))
+            else:
+                self.waiting.setdefault(query.owner, deque()).append(query)
+                self._dispatch()
             try:
-                return await query.done
-            except QueryError as error:
-                if not self._repeats(query, error.sqlstate):
-                    if error.sqlstate not in PROBLEMS:
-                        raise
-                    raise Problem(PROBLEMS[error.sqlstate], str(error)) from None
-                if error.sqlstate in ROLLED_BACK:
-                    await asyncio.sleep(random.random() * ROLLED_BACK_PAUSE)  # noqa: S311
+                return await query.rows
+            except psycopg.Error as error:
+                if not self._repeats(query, error):
+                    if code := DATABASE_PROBLEMS.get(type(error)):
+                        raise Problem(code, str(error)) from None
+                    raise
+                if isinstance(error, RolledBack):
+                    await asyncio.sleep(random.random() * CONFLICT_PAUSE)  # noqa: S311
             query.start()
 
-    def _repeats(self, query: Query, sqlstate: str) -> bool:
-        if sqlstate in ROLLED_BACK or sqlstate == BATCH_ABORTED:
-            return True
-        if sqlstate in {CONNECTION_LOST, ADMIN_SHUTDOWN} and not query.lost:
+    def _repeats(self, query: Query, error: psycopg.Error) -> bool:
+        if isinstance(error, ConnectionLost | errors.AdminShutdown) and not query.lost:
             query.lost = True
-            return query.statement.reads or sqlstate == ADMIN_SHUTDOWN
-        if query.prepare and (sqlstate in NOT_PREPARED or sqlstate == PLAN_OUTDATED):
+            return query.statement.reads or isinstance(error, errors.AdminShutdown)
+        if isinstance(error, (*NotPrepared, PlanOutdated)) and query.prepare:
             query.prepare = False
-            if self.prepare and sqlstate in NOT_PREPARED:
+            if self.prepare and isinstance(error, NotPrepared):
+                # A pooler has put another connection behind ours.
                 self.prepare = False
                 log.warning("a pooler without prepared statements is in between: doing without")
             return True
-        return False
-
-    def _submit(self, query: Query) -> None:
-        now = asyncio.get_running_loop().time()
-        if now < self.unreachable_until:
-            query.fail(CANNOT_CONNECT, "the database cannot be reached")
-        elif now >= query.deadline:
-            query.fail(QUERY_CANCELED, "no answer in time")
-        else:
-            query.prepare = query.prepare and self.prepare
-            (self.reads if query.statement.reads else self.writes).add(query)
-            self._dispatch()
+        return isinstance(error, (*RolledBack, BatchAborted))
 
     def _dispatch(self) -> None:
-        """Give idle connections what waits; reads and writes take turns."""
-        while backlog := self._next_backlog():
+        """Give idle connections what waits."""
+        while self.waiting:
             while self.idle and not self.idle[-1].usable():
-                self._release(self.idle.pop())
+                self.idle.pop().released.set()
             if not self.idle:
                 self._grow()
                 return
-            if backlog is self.turns[0]:
-                self.turns.rotate()
-            batch = backlog.take(self._may_start, self.long_lists)
-            if batch:
-                self.used.update({query.owner for query in batch})
-                if backlog is self.reads:
-                    self.reading += 1
-                    self.read_at = asyncio.get_running_loop().time()
-                self.idle.pop().send(batch)
+            batch = self._next_batch()
+            if not batch:
+                return
+            for owner in {query.owner for query in batch}:
+                self.used[owner] += 1
+            if batch[0].statement.reads:
+                loop = asyncio.get_running_loop()
+                self.reading += 1
+                self.read_at = loop.time()
+                loop.call_later(PATIENCE, self._dispatch)
+            self.idle.pop().send(batch)
 
-    def _next_backlog(self) -> Backlog | None:
-        for backlog in self.turns:
-            startable = any(map(self._may_start, backlog.queries))
-            if startable and (backlog is self.writes or not self._reads_gather()):
-                return backlog
-        return None
-
-    def _may_start(self, owner: Any) -> bool:
-        return self.used[owner] < self.share
-
-    def _reads_gather(self) -> bool:
-        """Whether reads wait for those under way, to go out together: for 2 ms at the most."""
-        loop = asyncio.get_running_loop()
-        left = self.read_at + PATIENCE - loop.time()
-        if not self.reading or len(self.reads.queries) >= BATCH_MAX or left <= 0:
-            return False
-        if "reads" not in self.timers:
-            self.timers["reads"] = loop.call_later(left, self._end_gathering)
-        return True
-
-    def _end_gathering(self) -> None:
-        del self.timers["reads"]
-        self._dispatch()
+    def _next_batch(self) -> list[Query]:
+        """One write, or reads; without those whose client has gone."""
+        now = asyncio.get_running_loop().time()
+        # Reads wait a moment for those under way, so that more of them go out together.
+        patient = self.reading and len(self.waiting) < BATCH_MAX and now < self.read_at + PATIENCE
+        batch: list[Query] = []
+        full = False
+        for owner, queries in list(self.waiting.items()):
+            taken = len(batch)
+            while queries and not full and self.used[owner] < self.share:
+                query = queries[0]
+                alone = not query.statement.reads or owner in self.long_lists
+                if query.rows.done():
+                    queries.popleft()
+                elif (alone and batch) or (patient and query.statement.reads):
+                    break
+                else:
+                    batch.append(queries.popleft())
+                    full = alone or len(batch) == BATCH_MAX
+            if len(batch) > taken or not queries:
+                del self.waiting[owner]
+                if queries:
+                    self.waiting[owner] = queries  # behind those of others
+            if full:
+                break
+        return batch
 
     def _finished(self, connection: Connection, queries: Sequence[Query]) -> None:
         for owner in {query.owner for query in queries}:
             self.used[owner] -= 1
             if not self.used[owner]:
                 del self.used[owner]
+        now = asyncio.get_running_loop().time()
         for query in queries:
-            if query.result is not None and query.result.ntuples > LONG_LIST:
-                self.long_lists[query.owner] = None
-                self.untrimmed = True
+            if query.result and query.result.ntuples > LONG_LIST:
+                if len(self.long_lists) == LONG_LISTS_MAX:
+                    self.long_lists.clear()
+                self.long_lists.add(query.owner)
+                self.trim_at = min(self.trim_at, now + TRIM_PAUSE)
         if queries and queries[0].statement.reads:
             self.reading -= 1
         if connection in self.connections:
+            connection.used = now
             if connection.closed or connection.retired:
-                self._release(connection)
+                connection.released.set()
             else:
-                connection.used = asyncio.get_running_loop().time()
                 self.idle.append(connection)
         self._dispatch()
 
-    def _release(self, connection: Connection) -> None:
-        if not connection.released.done():
-            connection.released.set_result(None)
-
     def _grow(self) -> None:
         loop = asyncio.get_running_loop()
-        if len(self.holders) < self.size:
-            holder = loop.create_task(self._hold())
-            self.holders.add(holder)
-            holder.add_done_callback(self._held)
-        elif not self.connections and self.size and not self.retrying:
+        if len(self.tasks) < self.size:
+            task = loop.create_task(self._hold())
+        elif self.size and not self.connections:
             # A pool in which all attempts to connect failed makes the next one when it is checked.
-            self.retrying = loop.create_task(self.pool.check())
-            self.retrying.add_done_callback(lambda _: setattr(self, "retrying", None))
+            task = loop.create_task(self.pool.check())
+        else:
+            return
+        self.tasks.add(task)
+        task.add_done_callback(self._held)
 
     async def _hold(self) -> None:
         """Have a connection out of the pool while it is in use: out and in costs 60 µs of CPU."""
@@ -1324,10 +1276,10 @@ class Database:
         connection = await self.pool.getconn(timeout=FOREVER)
         try:
             if connection.usable():
-                connection.released = asyncio.get_running_loop().create_future()
+                connection.released.clear()
                 self.connections.add(connection)
                 self._finished(connection, ())
-                await connection.released
+                await connection.released.wait()
         finally:
             self.connections.discard(connection)
             try:
@@ -1339,28 +1291,28 @@ class Database:
                     await connection.close()  # the pool makes another
                 await self.pool.putconn(connection)
 
-    def _held(self, holder: asyncio.Task[None]) -> None:
-        self.holders.discard(holder)
-        if not holder.cancelled() and not isinstance(holder.exception(), PoolClosed | None):
-            log.error("no connection from the pool", exc_info=holder.exception())
+    def _held(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and not isinstance(task.exception(), PoolClosed | None):
+            log.error("no connection from the pool", exc_info=task.exception())
         self._dispatch()
 
-    def _tick(self) -> None:
+    def _look(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for query in itertools.chain(self.reads, self.writes):
+        for query in itertools.chain.from_iterable(self.waiting.values()):
             if query.deadline <= now:
-                query.fail(QUERY_CANCELED, "no answer in time")
+                query.finish(errors.QueryCanceled("no answer in time"))
         for connection in list(self.connections):
             if any(query.deadline <= now for query in connection.queries):
                 connection.abandon(now)
             elif connection in self.idle and now - connection.used > IDLE_TIME:
                 self.idle.remove(connection)
-                self._release(connection)
-        if self.untrimmed and now > self.trim_at:
-            self.untrimmed, self.trim_at = False, now + TRIM_INTERVAL
+                connection.released.set()
+        if now > self.trim_at:
+            self.trim_at = math.inf
             malloc_trim(0)
-        self.timers["tick"] = loop.call_later(TICK_DATABASE, self._tick)
+        self.timer = loop.call_later(LOOK_TIME, self._look)
 
     async def _configure(self, connection: Connection) -> None:
         connection.listen(self._finished)
@@ -1368,11 +1320,10 @@ class Database:
 
     async def _unreachable(self, _: Any) -> None:
         """Fail what waits, if an attempt to connect failed and there is no other connection."""
-        waiting = [*self.reads, *self.writes]
-        if waiting and not self.connections:
+        if self.waiting and not self.connections:
             self.unreachable_until = asyncio.get_running_loop().time() + OUTAGE_PAUSE
-            for query in waiting:
-                query.fail(CANNOT_CONNECT, "the database cannot be reached")
+            for query in itertools.chain.from_iterable(self.waiting.values()):
+                query.finish(CannotConnect("the database cannot be reached"))
 
 
 def connection_options(settings: Settings) -> dict[str, Any]:
@@ -2109,9 +2060,9 @@ def connected(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
             for timer in timers:
                 timer.start()
             yield connection
-        except psycopg.errors.QueryCanceled:
+        except errors.QueryCanceled:
             reason = f"the table {tasks.name} is locked by another session"
-            raise psycopg.errors.LockNotAvailable(reason) from None
+            raise errors.LockNotAvailable(reason) from None
         finally:
             for timer in timers:
                 timer.cancel()
@@ -2186,7 +2137,7 @@ def wait_for_database(settings: Settings) -> None:
             with connected(settings) as connection:
                 differences = table_differences(connection)
             break
-        except psycopg.errors.LockNotAvailable as exc:
+        except errors.LockNotAvailable as exc:
             raise StartupError(f"todo.py cannot start: {exc}") from None
         except psycopg.OperationalError as exc:
             reason = " ".join(str(exc).split())
@@ -2397,7 +2348,7 @@ def _start_postgres(data: Path) -> None:
         print("Creating a database, once, up to ten seconds ...", flush=True)  # noqa: T201
         new = data.with_suffix(".new")  # it gets its name when it is whole
         shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(0o700)
+        new.mkdir(stat.S_IRWXU)
         _run_postgres(
             "initdb", new, "--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C"
         )
