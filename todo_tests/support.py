@@ -84,11 +84,14 @@ class Database:
                 pass
             return cursor.fetchall() if cursor.description else []
 
-    def create_database(self, *, schema: bool = False) -> str:
+    def create_database(self, *, schema: bool = False, encoding: str = "") -> str:
         """The URL of a fresh database: empty, or with `schema.sql` applied."""
         name = f"test_{uuid.uuid4().hex[:12]}"
+        create = "create database {}"
+        if encoding:
+            create += f" template template0 encoding '{encoding}' locale 'C'"
         with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute(sql.SQL("create database {}").format(sql.Identifier(name)))
+            connection.execute(sql.SQL(create).format(sql.Identifier(name)))
         url = urllib.parse.urlsplit(self.url)._replace(path=f"/{name}").geturl()
         if schema:
             self.execute((ROOT / "schema.sql").read_text("utf-8"), database_url=url)

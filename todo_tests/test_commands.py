@@ -1,4 +1,4 @@
-"""The command line: start-up, deployment of the one file, init-db, token, uvicorn."""
+"""The command line: start-up, deployment of the one file, init-db, token."""
 
 import re
 import sys
@@ -61,6 +61,21 @@ def test_a_start_with_a_column_missing_is_refused(
     postgres.execute(f"{schema}; {drop}", database_url=empty_database)
     server = serve(database_url=empty_database, wait=False)
     assert_refused(server, column, "schema.sql", "init-db")
+
+
+@pytest.mark.parametrize("command", ["serve", "init-db"])
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_a_database_that_cannot_hold_every_title_is_refused(
+    serve: Serve, postgres: Database, encoding: str, command: str
+) -> None:
+    """Design 2: though the table is there; and `init-db` makes none."""
+    url = postgres.create_database(schema=command == "serve", encoding=encoding)
+    server = serve(database_url=url, args=(command,), files=ALL_FILES, wait=False)
+    assert_refused(server, encoding, "UTF8", within=10.0)
+    assert len(server.stderr().splitlines()) <= 3
+    tables = "select 1 from pg_tables where tablename = 'tasks'"
+    assert len(postgres.execute(tables, database_url=url)) == (command == "serve")
+    postgres.drop_database(url)
 
 
 def test_the_one_file_alone_in_an_empty_folder_serves(serve: Serve, user: str) -> None:
@@ -197,53 +212,14 @@ def test_wrong_use_of_the_command_line_is_explained(serve: Serve) -> None:
     assert all(name in helped.stdout() for name in ("dev", "init-db", "token"))
 
 
-# uvicorn
-
-
-@pytest.mark.parametrize(
-    "args",
-    [
-        pytest.param(("todo:app",), id="todo:app"),
-        pytest.param(("--factory", "todo:create_app"), id="--factory todo:create_app"),
-    ],
-)
-def test_uvicorn_serves_the_app_from_the_environment(
-    serve: Serve, user: str, args: tuple[str, ...]
-) -> None:
-    """Design 2."""
-    port = free_port()
-    command = (sys.executable, "-m", "uvicorn", *args, "--port", str(port))
-    server = serve({"PORT": None}, command=command, wait=False)
-    server.wait_for(f"http://127.0.0.1:{port}")
-    headers = {**bearer(user), "X-Request-ID": user}
-    response = httpx.get(f"http://127.0.0.1:{port}{path_of(user)}", headers=headers)
-    assert (response.status_code, response.json()) == (200, [])
-    server.log_lines(f"request={user} ")
-    server.stop()
-    assert "Traceback" not in server.stderr()
-
-
-@pytest.mark.parametrize("args", [("todo:app",), ("--factory", "todo:create_app")], ids=len)
-def test_uvicorn_without_an_environment_is_refused_by_name(
-    serve: Serve, args: tuple[str, ...]
-) -> None:
-    command = (sys.executable, "-m", "uvicorn", *args)
-    server = serve({"BETTER_AUTH_URL": None, "PORT": None}, command=command, wait=False)
-    assert server.wait() != 0
-    assert "BETTER_AUTH_URL" in server.stderr()
-    assert SECRET not in server.stderr()
+# Import
 
 
 def test_a_plain_import_needs_no_environment(serve: Serve) -> None:
-    """Design 2: `app` is built when it is first asked for."""
-
-    def run(code: str) -> Server:
-        return serve(NO_SETTINGS, command=(sys.executable, "-c", code), wait=False)
-
-    plain = run("import todo; print(todo.create_app.__name__, hasattr(todo, 'nothing'))")
-    asked = run("from todo import app")
+    """Design 2: tests and tools import `todo`; nothing is made but by `create_app(settings)`."""
+    code = "import todo; print(todo.create_app.__name__, hasattr(todo, 'app'))"
+    plain = serve(NO_SETTINGS, command=(sys.executable, "-c", code), wait=False)
     assert (plain.wait(), plain.stdout(), plain.stderr()) == (0, "create_app False\n", "")
-    assert_refused(asked, "NEON_DB_URL", "BETTER_AUTH_SECRET", "BETTER_AUTH_URL")
 
 
 # Last, because it takes its time

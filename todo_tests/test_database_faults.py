@@ -5,20 +5,26 @@ Edge cases "Database Connection Failure" and "Database Query Timeout"; FR-025 to
 
 import asyncio
 import itertools
+import os
 import random
 import re
+import socket
 import statistics
+import sys
 import time
 import urllib.parse
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import datetime
 from typing import Any, NamedTuple
 
+import psutil
 import psycopg
 import pytest
 
 import todo
 from todo_tests import support
+from todo_tests.better_auth import api
 from todo_tests.damage import (
     DATABASE_TIMEOUT,
     DATABASE_UNAVAILABLE,
@@ -34,7 +40,16 @@ from todo_tests.damage import (
     soon,
     together,
 )
-from todo_tests.support import ORIGIN, OwnPostgres, Serve, Server, eventually, free_port
+from todo_tests.support import (
+    ORIGIN,
+    Database,
+    OwnPostgres,
+    Relay,
+    Serve,
+    Server,
+    eventually,
+    free_port,
+)
 
 NewPostgres = Callable[..., OwnPostgres]
 ONE_SHAPE = {**ON_EVERY_ANSWER, "access-control-allow-origin": ORIGIN}
@@ -126,18 +141,58 @@ async def given_up(serve: Serve, workers: str) -> tuple[int, float, Server]:
     return *await ended(server.process, within=20.0), server
 
 
+async def released(postgres: Database, serve: Serve, hold: str) -> Server:
+    """A start while the lock is held, which goes after 3 s; what the server has said."""
+    url = postgres.create_database(schema=True)
+    with psycopg.connect(url) as locker:
+        locker.execute(hold.encode())
+        server = serve(database_url=url, wait=False)
+        await asyncio.to_thread(server.wait_for, "lock", within=5.0)
+        await asyncio.sleep(3.0)
+        assert server.process.poll() is None
+        assert "listening" not in server.stderr()
+    await asyncio.to_thread(server.wait_for, "listening on http://", within=3.0)
+    assert (await Caller(server.port).ask("GET", "")).status == 200
+    return server
+
+
+async def locked_out(
+    postgres: Database, serve: Serve, hold: str, *args: str
+) -> tuple[int, float, Server]:
+    """The command's end, while the lock stays."""
+    url = postgres.create_database(schema=True)
+    with psycopg.connect(url) as locker:
+        locker.execute(hold.encode())
+        server = serve(database_url=url, args=args, files=("todo.py", "schema.sql"), wait=False)
+        return *await ended(server.process, within=25.0), server
+
+
+LOCKED_TABLE = "lock table tasks in access exclusive mode"
+LOCKED_OUT: dict[str, tuple[str, ...]] = {
+    "serve": (LOCKED_TABLE,),
+    "init-db": (LOCKED_TABLE, "init-db"),
+    "init-db-beside-one-that-hangs": (
+        "select pg_advisory_xact_lock(hashtext('todo-api schema.sql'))",
+        "init-db",
+    ),
+    "check": (LOCKED_TABLE, "check"),
+}
 NOBODY = f"postgresql://someone:a-password@127.0.0.1:{free_port()}/todo"
 WORKERS = ("1", "2")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def waits() -> Iterator[AllAtOnce]:
-    postgres = OwnPostgres()
+def waits(postgres: Database) -> Iterator[AllAtOnce]:
+    own = OwnPostgres()
     with support.servers(NOBODY) as serve:
-        scenarios = {workers: given_up(serve, workers) for workers in WORKERS}
-        with AllAtOnce(outages=outages(postgres, serve), **scenarios) as all_at_once:
+        with AllAtOnce(
+            outages=outages(own, serve),
+            released=released(postgres, serve, LOCKED_TABLE),
+            **{workers: given_up(serve, workers) for workers in WORKERS},
+            **{name: locked_out(postgres, serve, *how) for name, how in LOCKED_OUT.items()},
+        ) as all_at_once:
             yield all_at_once
-        postgres.remove()
+        own.remove()
 
 
 # Idle connections
@@ -191,6 +246,45 @@ async def test_a_request_is_one_round_trip_and_one_statement_after_a_cut_too(
                 assert wire.said(b"EQ") == 1, "no extra statement after the cut"
 
 
+KEEPALIVES = {
+    "by-default": ("", [1, 30, 10, 3]),
+    "as-the-url-says": ("&keepalives_idle=7&keepalives_count=9", [1, 7, 10, 9]),
+    "off-as-the-url-says": ("&keepalives=0", [0]),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the options have other names elsewhere")
+@pytest.mark.parametrize(("parameters", "expected"), KEEPALIVES.values(), ids=KEEPALIVES)
+async def test_an_idle_connection_is_probed_so_that_no_firewall_forgets_it(
+    make_settings: Callable[..., todo.Settings],
+    database_url: str,
+    parameters: str,
+    expected: list[int],
+) -> None:
+    """In process, so that its sockets can be asked."""
+    port = urllib.parse.urlsplit(database_url).port
+    assert port is not None
+    with Relay(port) as relay:
+        settings = make_settings(neon_db_url=relay.url(database_url) + parameters)
+        async with api(settings) as client:
+            assert (await client.get("/readyz")).status_code == 200
+            sockets = [
+                each.fd
+                for each in psutil.Process().net_connections("tcp")
+                if each.raddr and each.raddr.port == relay.port
+            ]
+            assert sockets
+            for descriptor in sockets:
+                with socket.socket(fileno=os.dup(descriptor)) as connected:
+                    options = [
+                        connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+                        connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+                        connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL),
+                        connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT),
+                    ]
+                assert options[: len(expected)] == expected
+
+
 # Attempts to connect
 
 
@@ -200,7 +294,7 @@ async def test_failed_attempts_to_connect_cost_no_connection(
     """In process, so that the pauses between attempts can be made short."""
     monkeypatch.setattr(todo, "OUTAGE_PAUSE", 0.1)
     database = todo.Database(make_settings(neon_db_url=NOBODY, db_timeout=2.0))
-    await database.pool.open()
+    await database.open()
     codes: Counter[str] = Counter()
 
     async def ask(seed: int) -> None:
@@ -475,6 +569,229 @@ async def test_a_write_that_lost_its_connection_is_never_repeated(
     assert [{**task, **told} for task, told in zip(after, expected, strict=True)] == after
 
 
+# Transactions that PostgreSQL asks to repeat
+
+
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+async def test_in_any_isolation_the_last_write_wins(
+    postgres: Database, serve: Serve, isolation: str
+) -> None:
+    """Edge case: Concurrent Task Updates. The isolation is the database's own default."""
+    url = postgres.create_database(schema=True)
+    name = urllib.parse.urlsplit(url).path[1:]
+    postgres.execute(f"alter database {name} set default_transaction_isolation = '{isolation}'")
+    server = await asyncio.to_thread(serve, database_url=url)
+    owners = [Caller(server.port) for _ in range(3)]
+    shared = [await owner.create("Shared") for owner in owners]
+    neighbours = [await owner.create("Neighbour") for owner in owners]
+    answers: list[Answer] = []
+    toggles: list[Answer] = []
+
+    async def work(number: int) -> None:
+        whose = number % 3
+        caller = Caller(server.port, owners[whose].user)
+        for turn in range(15):
+            toggle = await caller.ask("PATCH", f"{shared[whose]['id']}/complete")
+            put = ("PUT", f"{neighbours[whose]['id']}", {"title": f"{number}/{turn}"})
+            post = ("POST", "", {"title": "Short-lived"})
+            toggles.append(toggle)
+            answers.extend(
+                [toggle, *[await caller.ask(*each) for each in (put, ("GET", ""), post)]]
+            )
+            if answers[-1].status == 201:
+                answers.append(await caller.ask("DELETE", str(answers[-1].body["id"])))
+
+    await together(work(number) for number in range(16))
+    assert Counter(answer.status for answer in answers) == {200: 720, 201: 240, 204: 240}
+    for owner, task, count in zip(owners, shared, (6 * 15, 5 * 15, 5 * 15), strict=True):
+        states = Counter(
+            answer.body["completed"] for answer in toggles if answer.body["id"] == task["id"]
+        )
+        assert states == {True: (count + 1) // 2, False: count // 2}
+        left = (await owner.ask("GET", "")).body
+        assert [each["completed"] for each in left] == [False, count % 2 == 1]
+    postgres.drop_database(url)
+
+
+DEFAULTS = {
+    "datestyle": "'SQL, DMY'",
+    "timezone": "'Asia/Kathmandu'",
+    "search_path": "nowhere, public",
+    "plan_cache_mode": "force_generic_plan",
+    "default_transaction_deferrable": "on",
+    "statement_timeout": "'10s'",
+    "idle_session_timeout": "'1s'",
+}
+
+
+async def test_whatever_a_database_sets_by_default_the_answers_are_the_same(
+    postgres: Database, serve: Serve
+) -> None:
+    url = postgres.create_database(schema=True)
+    name = urllib.parse.urlsplit(url).path[1:]
+    for setting, value in DEFAULTS.items():
+        postgres.execute(f"alter database {name} set {setting} = {value}")
+    server = await asyncio.to_thread(serve, {"DB_POOL_SIZE": "4"}, database_url=url)
+    lives = [Life(server.port, seed) for seed in range(8)]
+    await together(life.steps(25) for life in lives)
+    await asyncio.sleep(1.5)
+    await together(life.steps(25) for life in lives)
+    owner = Caller(server.port)
+    task = await owner.create()
+    support.assert_task(task, user_id=owner.user, title="Buy groceries")
+    created = datetime.fromisoformat(task["created_at"])
+    assert abs(time.time() - created.timestamp()) < 10
+    postgres.drop_database(url)
+
+
+REPEATABLE = {"serialization-failure": "40001", "deadlock": "40P01"}
+REFUSE = """
+create sequence tries;
+create function refuse() returns trigger language plpgsql as $$ begin
+    if nextval('tries') % {times} <> 0 then
+        raise exception 'not now' using errcode = '{sqlstate}';
+    end if;
+    return coalesce(new, old);
+end $$;
+create trigger refuse before insert or update or delete on tasks
+    for each row execute function refuse();
+"""
+
+
+@pytest.mark.parametrize("sqlstate", REPEATABLE.values(), ids=REPEATABLE)
+async def test_a_write_that_postgresql_asks_to_repeat_is_repeated_until_it_is_done(
+    postgres: Database, serve: Serve, sqlstate: str
+) -> None:
+    """Every write is refused three times."""
+    url = postgres.create_database(schema=True)
+    server = await asyncio.to_thread(serve, database_url=url)
+    caller = Caller(server.port)
+    task = await caller.create()
+    postgres.execute(REFUSE.format(times=4, sqlstate=sqlstate), database_url=url)
+    answers = [
+        await caller.ask(method, path.format(id=task["id"]), *body)
+        for method, path, *body in WRITES.values()
+    ]
+    assert [answer.status for answer in answers] == [201, 200, 200, 204]
+    assert (await caller.ask("GET", "")).body == [answers[0].body]
+    assert postgres.execute("select last_value from tries", database_url=url) == [(16,)]
+    postgres.drop_database(url)
+
+
+async def test_a_write_that_is_never_done_is_a_timeout_and_no_storm(
+    postgres: Database, serve: Serve
+) -> None:
+    url = postgres.create_database(schema=True)
+    server = await asyncio.to_thread(serve, {"DB_TIMEOUT": "1"}, database_url=url)
+    refuse = REFUSE.format(times=10**9, sqlstate="40001")
+    postgres.execute(refuse, database_url=url)
+    is_error(
+        await Caller(server.port).ask("POST", "", {"title": "x"}), DATABASE_TIMEOUT, within=2.0
+    )
+    [(tries,)] = postgres.execute("select last_value from tries", database_url=url)
+    print(f"tried {tries} times within 1 s")
+    assert 2 <= tries < 500
+    postgres.drop_database(url)
+
+
+async def test_a_write_that_loses_a_deadlock_is_repeated(postgres: Database, serve: Serve) -> None:
+    """With somebody's migration, which holds the row and then wants the table."""
+    url = postgres.create_database(schema=True)
+    server = await asyncio.to_thread(serve, database_url=url)
+    caller = Caller(server.port)
+    task = await caller.create()
+    with psycopg.connect(url) as migration, psycopg.connect(url, autocommit=True) as watcher:
+        migration.execute("select from tasks for update")
+        toggle = asyncio.create_task(caller.ask("PATCH", f"{task['id']}/complete"))
+
+        async def waits() -> bool:
+            query = "select from pg_stat_activity where wait_event_type = 'Lock'"
+            return watcher.execute(f"{query} and datname = current_database()").rowcount == 1
+
+        await soon(waits, within=1.0, why="the toggle does not wait for the row")
+        await asyncio.to_thread(migration.execute, LOCKED_TABLE)  # PostgreSQL ends the toggle
+    answer = await toggle
+    assert (answer.status, answer.body["completed"]) == (200, True)
+    postgres.drop_database(url)
+
+
+# A table that changes
+
+
+CHANGES: dict[str, tuple[str, str]] = {
+    "id-becomes-an-integer": (
+        "alter table tasks alter id type integer",
+        "alter table tasks alter id type bigint",
+    ),
+    "user-id-becomes-a-text": (
+        "alter table tasks alter user_id type text",
+        "alter table tasks alter user_id type varchar(255)",
+    ),
+    "description-becomes-a-varchar": (
+        "alter table tasks alter description type varchar(1000)",
+        "alter table tasks alter description type text",
+    ),
+    "times-lose-their-microseconds": (
+        "alter table tasks alter created_at type timestamptz(3)",
+        "alter table tasks alter created_at type timestamptz",
+    ),
+    "a-column-is-added": (
+        "alter table tasks add column priority text",
+        "alter table tasks drop column priority",
+    ),
+    "a-column-with-a-default-is-added": (
+        "alter table tasks add column colour text not null default 'red'",
+        "alter table tasks drop column colour",
+    ),
+    "an-index-is-dropped": (
+        "drop index tasks_user_id_idx",
+        "create index tasks_user_id_idx on tasks (user_id)",
+    ),
+    "it-is-renamed-away-and-back": (
+        "alter table tasks rename to elsewhere",
+        "alter table elsewhere rename to tasks",
+    ),
+    "it-is-dropped-and-made-anew": (
+        "drop table tasks",
+        (support.ROOT / "schema.sql").read_text("utf-8"),
+    ),
+}
+AWAY = {"it-is-renamed-away-and-back", "it-is-dropped-and-made-anew"}
+
+
+@pytest.fixture(scope="module")
+def changing(postgres: Database) -> Iterator[tuple[Server, str]]:
+    """A server, and the database whose table is changed."""
+    url = postgres.create_database(schema=True)
+    with support.servers(url) as serve:
+        yield serve({"DB_POOL_SIZE": "4"}), url
+    postgres.drop_database(url)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_after_any_change_of_the_table_that_leaves_it_usable_the_service_goes_on(
+    changing: tuple[Server, str], postgres: Database, change: str
+) -> None:
+    """From the first request after it, on every connection."""
+    server, url = changing
+
+    async def live() -> None:
+        await together(Life(server.port, seed).steps(25) for seed in range(8))
+
+    alter, undo = CHANGES[change]
+    await live()
+    postgres.execute(alter, database_url=url)
+    try:
+        if change in AWAY:
+            requests = [Caller(server.port).ask("GET", path) for path in ("", "1") * 8]
+            assert {answer.status for answer in await together(requests)} == {500}
+        else:
+            await live()
+    finally:
+        postgres.execute(undo, database_url=url)
+    await live()
+
+
 # Start-up
 
 
@@ -506,6 +823,29 @@ def test_start_up_gives_up_on_a_database_that_stays_away(waits: AllAtOnce, worke
     assert len(message) <= 3
     assert "Traceback" not in server.stderr()
     assert "a-password" not in server.stdout() + server.stderr()
+
+
+def test_start_up_says_that_the_table_is_locked_and_waits_for_it(waits: AllAtOnce) -> None:
+    server: Server = waits["released"]
+    [waiting] = [line for line in lines(server) if "lock" in line]
+    assert " WARNING " in waiting
+    assert "waiting" in waiting
+    assert "tasks" in waiting
+
+
+@pytest.mark.parametrize("command", LOCKED_OUT)
+def test_no_command_waits_for_a_lock_for_ever(waits: AllAtOnce, command: str) -> None:
+    code, seconds, server = waits[command]
+    said = server.stdout() + server.stderr()
+    assert code == 1
+    assert seconds < 18.0
+    assert len([line for line in said.splitlines() if "locked" in line]) == 1, said
+    assert "Traceback" not in said
+    if command == "check":
+        assert re.search(r"^FAIL .*\blocked\b", server.stdout(), re.MULTILINE)
+    if command == "serve":
+        assert seconds >= 10.0
+        assert len(lines(server)) <= 4
 
 
 # How the outages ended

@@ -13,8 +13,9 @@ from typing import Any
 import httpx
 import jwt
 import pytest
+from jwt.algorithms import get_default_algorithms
 
-from todo_tests.better_auth import Issuer, Key, api, respond
+from todo_tests.better_auth import GENERATE, Issuer, Key, api, respond
 from todo_tests.support import assert_error, bearer, new_user, path_of
 
 pytestmark = pytest.mark.anyio
@@ -370,6 +371,105 @@ async def test_one_bad_key_does_not_spoil_the_set(
         assert_error(await get(client, issuer.bearer(user, key), user), "INVALID_TOKEN")
         if len(issuer.fetches) >= BURST:  # those that are unknown wait for the allowance
             break
+
+
+OKP, RSA, EC = (Key(algorithm).jwk for algorithm in ("EdDSA", "RS256", "ES256"))
+UNUSABLE: dict[str, object] = {
+    "alg none": {**OKP, "alg": "none"},
+    "alg none of another kty": {**RSA, "alg": "none"},
+    "alg HS256 of another kty": {**OKP, "alg": "HS256"},
+    "alg of another kty": {**OKP, "alg": "RS256"},
+    "alg unknown": {**OKP, "alg": "XX256"},
+    "alg list": {**OKP, "alg": ["EdDSA"]},
+    "alg object": {**OKP, "alg": {"EdDSA": 1}},
+    "kty missing": {name: value for name, value in OKP.items() if name != "kty"},
+    "kty list": {**OKP, "kty": ["OKP"]},
+    "kty none": {**OKP, "kty": "none", "alg": "none"},
+    "kty to come": {"kty": "AKP", "alg": "ML-DSA-44", "kid": "a", "pub": "AA"},
+    "crv unknown": {**OKP, "crv": "Ed25518"},
+    "crv object": {**EC, "crv": {}},
+    "crv for encryption": {**OKP, "crv": "X25519"},
+    "x of another length": {**OKP, "x": "AA"},
+    "point not on the curve": {**EC, "x": EC["y"]},
+    "n zero": {**RSA, "n": "AA"},
+    "n one": {**RSA, "n": "AQ"},
+    "n number": {**RSA, "n": 5},
+    "e zero": {**RSA, "e": "AA"},
+    "e even": {**RSA, "e": "Ag"},
+    "e list": {**RSA, "e": ["AQAB"]},
+    "d that is none": {**RSA, "d": "AA"},
+    "d of another type": {**RSA, "d": None},
+    "oct": {"kty": "oct", "alg": "HS256", "kid": "a", "k": OCT},
+    "number": 5,
+    "a set in the set": {"keys": [OKP]},
+}
+
+
+@pytest.mark.parametrize("jwk", UNUSABLE.values(), ids=UNUSABLE)
+async def test_a_key_that_cannot_be_used_spoils_no_other(
+    client: httpx.AsyncClient, issuer: Issuer, jwk: Any
+) -> None:
+    """Wherever it stands, and under whatever `kid`."""
+    good = issuer.keys[0].jwk
+    same = {**jwk, "kid": good["kid"]} if isinstance(jwk, dict) else jwk
+    issuer.answer = answer(json.dumps({"keys": [jwk, same, good, same, jwk]}).encode())
+    assert await accepts(client, issuer)
+
+
+@pytest.mark.parametrize("algorithm", GENERATE)
+async def test_a_published_private_key_spoils_no_other_and_breaks_nothing(
+    client: httpx.AsyncClient, issuer: Issuer, algorithm: str
+) -> None:
+    leaked = Key(algorithm)
+    jwk = get_default_algorithms()[algorithm].to_jwk(leaked.private, as_dict=True)
+    jwk |= {"alg": algorithm, "kid": leaked.kid}
+    jwk.pop("key_ops", None)
+    issuer.answer = answer(json.dumps({"keys": [jwk, issuer.keys[0].jwk]}).encode())
+    assert await accepts(client, issuer)
+    await accepts(client, issuer, leaked)  # or not, by a 401
+    assert await accepts(client, issuer)
+
+
+PURPOSES: dict[str, dict[str, Any]] = {
+    "signatures": {"use": "sig"},
+    "verifying": {"key_ops": ["verify"]},
+    "both, and more members": {"use": "sig", "key_ops": ["verify"], "ext": True, "x5t": "AA"},
+}
+
+
+@pytest.mark.parametrize("purpose", PURPOSES.values(), ids=PURPOSES)
+async def test_a_key_may_say_what_it_is_for(
+    client: httpx.AsyncClient, issuer: Issuer, purpose: dict[str, Any]
+) -> None:
+    issuer.answer = answer(json.dumps({"keys": [{**issuer.keys[0].jwk, **purpose}]}).encode())
+    assert await accepts(client, issuer)
+
+
+OTHER_PURPOSES: dict[str, dict[str, Any]] = {
+    "encryption": {"use": "enc"},
+    "deriving": {"key_ops": ["deriveBits"]},
+    "nothing": {"key_ops": []},
+}
+
+
+@pytest.mark.parametrize("purpose", OTHER_PURPOSES.values(), ids=OTHER_PURPOSES)
+async def test_a_key_for_another_purpose_signs_nothing_and_replaces_none_of_its_kid(
+    client: httpx.AsyncClient, issuer: Issuer, purpose: dict[str, Any]
+) -> None:
+    """RFC 7517 sections 4.2 and 4.3."""
+    other = Key("EdDSA", issuer.keys[0].kid)
+    jwk = {**other.jwk, **purpose}
+    issuer.answer = answer(json.dumps({"keys": [jwk, issuer.keys[0].jwk, jwk]}).encode())
+    assert await accepts(client, issuer)
+    assert not await accepts(client, issuer, other)
+
+
+async def test_two_keys_of_different_algorithms_may_share_a_kid(
+    client: httpx.AsyncClient, issuer: Issuer
+) -> None:
+    """RFC 7517 section 4.5."""
+    issuer.keys.append(Key("ES256", issuer.keys[0].kid))
+    assert [await accepts(client, issuer, key) for key in issuer.keys] == [True, True]
 
 
 async def test_a_symmetric_key_in_the_set_signs_nothing(

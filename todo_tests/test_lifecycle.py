@@ -382,6 +382,17 @@ def test_check_compares_the_table(
     assert re.search(named, about(lines, r"\btable\b"))
 
 
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_check_names_an_encoding_that_cannot_hold_every_title(
+    tmp_path: Path, environment: dict[str, str], postgres: Database, encoding: str
+) -> None:
+    url = postgres.create_database(schema=True, encoding=encoding)
+    code, lines = check(tmp_path, {**environment, "NEON_DB_URL": url})
+    postgres.drop_database(url)
+    assert code == 1
+    assert re.search("^FAIL .*UTF8", about(lines, encoding))
+
+
 def test_check_accepts_more_than_is_needed(
     tmp_path: Path, environment: dict[str, str], postgres: Database
 ) -> None:
@@ -420,18 +431,6 @@ def test_check_prints_the_grant_that_is_missing_and_it_helps(
         asyncio.run(Life(server.port).steps(40))
 
 
-def test_check_names_a_database_of_another_encoding(
-    tmp_path: Path, environment: dict[str, str], postgres: Database
-) -> None:
-    postgres.execute("create database latin encoding 'LATIN1' locale 'C' template template0")
-    url = re.sub(r"/[^/?]+(\?|$)", r"/latin\1", postgres.url)
-    postgres.execute((ROOT / "schema.sql").read_text("utf-8"), database_url=url)
-    code, lines = check(tmp_path, {**environment, "NEON_DB_URL": url})
-    postgres.drop_database(url)
-    assert code == 1
-    assert "encoding is LATIN1, not UTF8" in about(lines, r"\btable\b")
-
-
 TOKENS: dict[str, tuple[Callable[[], str], int, str]] = {
     "good": (lambda: token("demo-user"), 0, "demo-user"),
     "with-its-scheme": (lambda: f"Bearer {token('demo-user')}", 0, "demo-user"),
@@ -461,6 +460,21 @@ def test_check_says_whose_a_token_is_or_why_it_is_refused(
     code, lines = check(tmp_path, environment, said() + "\n")
     assert code == expected
     assert re.search(named, about(lines, r"\btoken\b"), re.IGNORECASE)
+
+
+def test_check_says_what_to_set_for_a_token_of_another_aud_or_iss(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """The value found, the one wanted, and the variable."""
+    issuer = {"JWT_ISSUER": "https://issuer.example"}
+    code, of_aud = check(tmp_path, environment, token("demo-user", aud="my-app"))
+    assert code == 1
+    code, of_iss = check(tmp_path, {**environment, **issuer}, token("demo-user", iss="my-app"))
+    assert code == 1
+    for fact in ("my-app", environment["BETTER_AUTH_URL"], "JWT_AUDIENCE"):
+        assert fact in about(of_aud, r"\btoken\b")
+    for fact in ("my-app", issuer["JWT_ISSUER"], "JWT_ISSUER"):
+        assert fact in about(of_iss, r"\btoken\b")
 
 
 SILENT = {

@@ -6,6 +6,7 @@ import hmac
 import itertools
 import json
 import logging
+import re
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -20,7 +21,16 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import get_default_algorithms
 
 from todo_tests.better_auth import GENERATE, Issuer, Key, api
-from todo_tests.support import BEARER, SECRET, assert_error, new_user, path_of
+from todo_tests.support import (
+    BEARER,
+    SECRET,
+    Serve,
+    Server,
+    assert_error,
+    new_user,
+    path_of,
+    servers,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -691,13 +701,14 @@ async def test_a_token_in_the_query_is_no_token(caller: httpx.AsyncClient, forge
     ids=ascii,
 )
 async def test_a_strange_user_sees_nobody_elses_tasks(
-    caller: httpx.AsyncClient, forger: Forger, capsys: pytest.CaptureFixture[str], sub: str
+    caller: httpx.AsyncClient, forger: Forger, capfd: pytest.CaptureFixture[str], sub: str
 ) -> None:
     """FR-005, and the log stays one line."""
     headers = {"Authorization": f"Bearer {forger.shared(sub=sub)}"}
     response = await caller.get(path_of(forger.user), headers=headers)
     assert_error(response, "FORBIDDEN")
-    (line,) = capsys.readouterr().err.splitlines()
+    logging.getLogger("todo").handlers[0].flush()
+    (line,) = capfd.readouterr().err.splitlines()
     assert " 403 " in line
     assert line.isprintable()
 
@@ -771,6 +782,129 @@ async def test_jwt_issuer_and_jwt_audience_replace_the_origin(
             for token, _ in cases
         ]
     assert [answer.status_code for answer in answers] == [status for _, status in cases]
+
+
+# What a refusal tells the operator, and nobody else.
+
+LONG = "x" * 5000
+HOSTILE = "\n2026-01-01 INFO \x1b[31m user=admin \u202e\ud800"
+Mismatch = tuple[Forge, str, str, str]  # the token, the value found, the one wanted, the variable
+MISMATCHES: dict[str, Mismatch] = {
+    "HS256 aud": (lambda f: f.shared(aud="my-app"), "my-app", "{origin}", "JWT_AUDIENCE"),
+    "HS256 aud list": (
+        lambda f: f.shared(aud=["my-app", "https://app.example"]),
+        "my-app",
+        "{origin}",
+        "JWT_AUDIENCE",
+    ),
+    "HS256 aud empty": (lambda f: f.shared(aud=""), "''|missing", "{origin}", "JWT_AUDIENCE"),
+    "HS256 aud of none": (
+        lambda f: f.shared(aud=[]),
+        r"\[\]|missing",
+        "{origin}",
+        "JWT_AUDIENCE",
+    ),
+    "HS256 aud number": (lambda f: f.shared(aud=4711), "4711", "{origin}", "JWT_AUDIENCE"),
+    "HS256 aud in other case": (
+        lambda f: f.shared(aud=f.issuer.url.upper()),
+        "HTTP://127",
+        "{origin}",
+        "JWT_AUDIENCE",
+    ),
+    "aud": (lambda f: f.signed(aud="my-app"), "my-app", "{origin}", "JWT_AUDIENCE"),
+    "aud list": (
+        lambda f: f.signed("ES256", aud=["a-first", "a-second"]),
+        "a-second",
+        "{origin}",
+        "JWT_AUDIENCE",
+    ),
+    "aud missing": (lambda f: f.signed(aud=...), "missing|no aud", "{origin}", "JWT_AUDIENCE"),
+    "aud null": (lambda f: f.signed(aud=None), "missing|None|null", "{origin}", "JWT_AUDIENCE"),
+    "iss": (
+        lambda f: f.signed("RS256", iss="https://my-app.example"),
+        "https://my-app.example",
+        "{origin}",
+        "JWT_ISSUER",
+    ),
+    "iss with a slash": (
+        lambda f: f.signed(iss=f"{f.issuer.url}/"),
+        "{origin}/",
+        "{origin}(?!/)",
+        "JWT_ISSUER",
+    ),
+    "iss missing": (lambda f: f.signed(iss=...), "missing|no iss", "{origin}", "JWT_ISSUER"),
+    "iss number": (lambda f: f.signed(iss=4711), "4711", "{origin}", "JWT_ISSUER"),
+    "aud long": (lambda f: f.signed(aud=LONG), "x{30}", "{origin}", "JWT_AUDIENCE"),
+    "aud long list": (lambda f: f.signed(aud=["x"] * 2000), "x", "{origin}", "JWT_AUDIENCE"),
+    "aud deep": (
+        lambda f: f.shared(aud=json.loads("[" * 90 + "]" * 90)),
+        r"\[\[",
+        "{origin}",
+        "JWT_AUDIENCE",
+    ),
+    "iss long": (lambda f: f.signed(iss=LONG), "x{30}", "{origin}", "JWT_ISSUER"),
+    "aud hostile": (lambda f: f.shared(aud=HOSTILE), "admin", "{origin}", "JWT_AUDIENCE"),
+    "iss hostile": (lambda f: f.signed(iss=HOSTILE), "admin", "{origin}", "JWT_ISSUER"),
+}
+
+
+def refused(server: Server, user: str, token: str) -> str:
+    """The reason of the refusal in the server's log."""
+    headers = {"Authorization": f"Bearer {token}", "X-Request-ID": new_user()}
+    assert_error(httpx.get(server.url + path_of(user), headers=headers), "INVALID_TOKEN")
+    [line] = server.log_lines(f" request={headers['X-Request-ID']} ")
+    assert " WARNING " in line
+    assert line.isprintable()
+    assert not any(part in line for part in token.split("."))
+    return line.partition(" error=INVALID_TOKEN: ")[2]
+
+
+@pytest.fixture(scope="module")
+def server(database_url: str, issuer: Issuer) -> Iterator[Server]:
+    with servers(database_url) as serve:
+        yield serve({"BETTER_AUTH_URL": issuer.url})
+
+
+@pytest.mark.parametrize(
+    ("forge", "found", "wanted", "variable"), MISMATCHES.values(), ids=MISMATCHES
+)
+def test_a_refusal_for_its_aud_or_iss_says_what_to_set(
+    server: Server, forger: Forger, forge: Forge, found: str, wanted: str, variable: str
+) -> None:
+    """Frontends choose values of their own. The caller is told nothing of it."""
+    reason = refused(server, forger.user, forge(forger))
+    origin = re.escape(forger.issuer.url)
+    for fact in (found, wanted):
+        assert re.search(fact.replace("{origin}", origin), reason), (fact, reason)
+    assert {"JWT_AUDIENCE", "JWT_ISSUER"} & set(re.findall(r"\w+", reason)) == {variable}
+    assert len(reason) < 400
+    assert not re.search("x{121}", reason)
+
+
+def test_a_refusal_says_what_the_variables_want(
+    serve: Serve, forger: Forger, issuer: Issuer
+) -> None:
+    """With JWT_ISSUER, of HS256 tokens too."""
+    ours = {"iss": "https://issuer.example", "aud": "todo-api"}
+    names = {"JWT_ISSUER": ours["iss"], "JWT_AUDIENCE": ours["aud"]}
+    server = serve({"BETTER_AUTH_URL": issuer.url, **names})
+    cases = {
+        forger.shared(**ours | {"iss": "my-app"}): ("my-app", ours["iss"], "JWT_ISSUER"),
+        forger.shared(aud="todo-api"): ("missing", ours["iss"], "JWT_ISSUER"),
+        forger.shared(**ours | {"aud": "my-app"}): ("my-app", "todo-api", "JWT_AUDIENCE"),
+        forger.signed(**ours | {"aud": "my-app"}): ("my-app", "todo-api", "JWT_AUDIENCE"),
+    }
+    for token, facts in cases.items():
+        reason = refused(server, forger.user, token)
+        assert [fact for fact in facts if fact not in reason] == [], reason
+
+
+def test_a_refusal_for_its_signature_says_nothing_of_its_claims(
+    server: Server, forger: Forger
+) -> None:
+    """Anybody can write those."""
+    token = forger.shared(secret=b"guessed" * 8, aud="my-app", iss="my-app")
+    assert "my-app" not in refused(server, forger.user, token)
 
 
 async def test_the_secret_is_its_utf_8_bytes(make_settings: Any, user: str) -> None:

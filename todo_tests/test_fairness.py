@@ -1,0 +1,254 @@
+"""A user with a huge list, in a hurry or not: others are served, and memory comes back.
+
+SC-006; design 5: one user never holds more than half of the connections.
+"""
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+
+from todo_tests.damage import Caller, Life, rss, soon, together
+from todo_tests.support import Database, OwnPostgres, Serve, Server, servers
+
+DB_TIMEOUT = "3"
+SECONDS = 5.0  # longer than that, so that whoever gets no connection gets 500
+HEAVY = "100000-short-tasks"
+LONG = {"25-mb": 25_000, "25-mb-too": 25_000}
+SEED = """
+insert into tasks (user_id, title)
+select '{HEAVY}', 'Task ' || n from generate_series(1, 100000) n;
+insert into tasks (user_id, title, description)
+select person, 'Task ' || n, repeat('x', 1000)
+from (values {LONG}) as people (person, count), generate_series(1, count) n
+"""
+
+
+@pytest.fixture(scope="module")
+def crowded(postgres: Database) -> Iterator[str]:
+    """A database with these users' tasks."""
+    url = postgres.create_database(schema=True)
+    people = ", ".join(f"('{person}', {count})" for person, count in LONG.items())
+    postgres.execute(SEED.format(HEAVY=HEAVY, LONG=people), database_url=url)
+    yield url
+    postgres.drop_database(url)
+
+
+def watcher(url: str) -> psycopg.Connection[Any]:
+    """A connection of the test's own, which `backends` leaves out."""
+    return psycopg.connect(url, autocommit=True, application_name="watcher")
+
+
+def backends(url: str, *, which: str = "true") -> set[int]:
+    """The process ids of those that serve connections to the database."""
+    with watcher(url) as connection:
+        rows = connection.execute(
+            "select pid from pg_stat_activity where datname = current_database()"
+            f" and application_name <> 'watcher' and {which}".encode()
+        )
+        return {pid for (pid,) in rows}
+
+
+def waiting(url: str) -> set[int]:
+    """Those whose statement waits for a lock."""
+    return backends(url, which="wait_event_type = 'Lock'")
+
+
+@contextmanager
+def locked(url: str, lock: str) -> Iterator[None]:
+    """Hold a lock until the block ends."""
+    with watcher(url) as connection, connection.transaction():
+        connection.execute(lock.encode())
+        yield
+
+
+LOCKED_TABLE = "lock table tasks in access exclusive mode"
+
+
+# Attacks
+
+
+async def hang_up(caller: Caller) -> None:
+    """40 times a second, at once or a moment later."""
+    moments = itertools.cycle((0.0, 0.0, 0.05, 0.3))
+    async with asyncio.TaskGroup() as group:
+        for _ in range(round(40 * SECONDS)):
+            group.create_task(caller.leave(caller.head("GET", ""), after=next(moments)))
+            await asyncio.sleep(1 / 40)
+
+
+async def read_it_all(caller: Caller) -> None:
+    """Six at a time, one after the other, to the last byte."""
+    end = asyncio.get_running_loop().time() + SECONDS
+
+    async def again_and_again() -> None:
+        reader = Caller(caller.port, caller.user)
+        while asyncio.get_running_loop().time() < end:
+            await reader.ask("GET", "")
+
+    await together(again_and_again() for _ in range(6))
+
+
+ATTACKS: dict[str, tuple[Callable[[Caller], Awaitable[None]], int]] = {
+    "hangs-up-at-once, 4 connections": (hang_up, 4),
+    "hangs-up-at-once, 10 connections": (hang_up, 10),
+    "reads-it-all, 10 connections": (read_it_all, 10),
+}
+
+
+@pytest.mark.parametrize(("attack", "size"), ATTACKS.values(), ids=ATTACKS)
+def test_beside_a_user_with_a_huge_list_every_request_of_others_succeeds(
+    serve: Serve, crowded: str, attack: Callable[[Caller], Awaitable[None]], size: int
+) -> None:
+    settings = {"DB_POOL_SIZE": str(size), "DB_TIMEOUT": DB_TIMEOUT}
+    server = serve(settings, database_url=crowded)
+    lives = [Life(server.port, seed) for seed in range(6)]
+    probe = Caller(server.port)
+    ready = []
+
+    async def beside() -> None:
+        attacking = asyncio.ensure_future(attack(Caller(server.port, HEAVY)))
+
+        async def live(life: Life) -> None:
+            while not attacking.done():
+                await life.step()
+                await asyncio.sleep(0.02)
+
+        async def be_ready() -> None:
+            while not attacking.done():
+                ready.append(await probe.ask("GET", "/readyz"))
+                await asyncio.sleep(0.1)
+
+        await together([be_ready(), *(live(life) for life in lives)])
+        await attacking
+
+    asyncio.run(beside())
+    slowest = max(life.slowest for life in lives)
+    print(f"{sum(life.requests for life in lives)} requests, the slowest {slowest:.2f} s")
+    assert slowest < 2.0
+    assert {answer.status for answer in ready} == {200}
+    assert max(answer.seconds for answer in ready) < 2.0
+
+
+# Connections
+
+
+async def most_waiting(url: str) -> int:
+    """How many wait for a lock, at the most of half a second."""
+    seen = []
+    for _ in range(20):
+        await asyncio.sleep(0.025)
+        seen.append(len(waiting(url)))
+    return max(seen)
+
+
+@pytest.mark.parametrize("size", [2, 4, 10])
+async def test_one_user_never_holds_more_than_half_of_the_connections(
+    serve: Serve, postgres: Database, size: int
+) -> None:
+    """Lists wait for a locked table; then toggles for a locked row, and others go on."""
+    url = postgres.create_database(schema=True)
+    server = await asyncio.to_thread(serve, {"DB_POOL_SIZE": str(size)}, database_url=url)
+    owner = Caller(server.port)
+    task = await owner.create()
+    callers = [Caller(server.port, owner.user) for _ in range(20)]
+    lives = [Life(server.port, seed) for seed in range(8)]
+
+    async with asyncio.TaskGroup() as group:
+        with locked(url, LOCKED_TABLE):
+            asked = [group.create_task(caller.ask("GET", "")) for caller in callers]
+            assert 1 <= await most_waiting(url) <= size // 2
+    assert [(each.result().status, each.result().body) for each in asked] == [(200, [task])] * 20
+
+    async with asyncio.TaskGroup() as group:
+        with locked(url, f"select from tasks where id = {task['id']} for update"):
+            toggle = ("PATCH", f"{task['id']}/complete")
+            asked = [group.create_task(caller.ask(*toggle)) for caller in callers]
+            assert 1 <= await most_waiting(url) <= size // 2
+            await together(life.steps(10) for life in lives)
+            assert max(life.slowest for life in lives) < 1.0
+    states = Counter(each.result().body["completed"] for each in asked)
+    assert states == {True: 10, False: 10}
+    postgres.drop_database(url)
+
+
+QUEUED: dict[str, tuple[Any, ...]] = {
+    "list": ("GET", ""),
+    "get": ("GET", "{id}"),
+    "create": ("POST", "", {"title": "Too late"}),
+    "toggle": ("PATCH", "{id}/complete"),
+}
+
+
+@pytest.fixture(scope="module")
+def logged() -> Iterator[tuple[Server, OwnPostgres, str]]:
+    """A server of four connections, its PostgreSQL, which logs what it runs, and the database."""
+    postgres = OwnPostgres(log_statement="all").start()
+    url = postgres.create_database(schema=True)
+    with servers(url) as serve:
+        yield serve({"DB_POOL_SIZE": "4"}), postgres, url
+    postgres.remove()
+
+
+@pytest.mark.parametrize("request_", QUEUED.values(), ids=QUEUED)
+async def test_what_is_queued_for_a_client_that_has_gone_is_not_run(
+    logged: tuple[Server, OwnPostgres, str], request_: tuple[Any, ...]
+) -> None:
+    """What PostgreSQL has been told may be done; that is as much as the user's connections hold."""
+    server, postgres, url = logged
+    gone, other = Caller(server.port), Caller(server.port)
+    method, path, *body = request_
+    request = gone.request(method, path.format(id=(await gone.create())["id"]), *body)
+    await other.ask("GET", "")
+    before = len(postgres.log)
+
+    with locked(url, LOCKED_TABLE):
+        leaving = []
+        for _ in range(30):
+            leaving.append(asyncio.create_task(gone.leave(request, after=0.3)))
+            await asyncio.sleep(0.01)
+        await asyncio.gather(*leaving)
+        await asyncio.sleep(0.3)
+    assert (await other.ask("GET", "")).status == 200
+    await asyncio.sleep(0.5)
+    ran = [line for line in postgres.log[before:].splitlines() if f"'{gone.user}'" in line]
+    assert len(ran) <= 2
+
+
+# Memory
+
+
+async def test_huge_lists_at_once_leave_the_process_as_small_as_before(
+    serve: Serve, crowded: str
+) -> None:
+    """Eight of 25 MB, twice. libpq's buffer grows with a row, not with all of them."""
+    settings = {"DB_POOL_SIZE": "10", "DB_TIMEOUT": "20"}
+    server = await asyncio.to_thread(serve, settings, database_url=crowded)
+    await together(Life(server.port, seed).steps(20) for seed in range(8))
+    before = rss(server.process.pid)
+    grown = 0.0
+
+    async def small_again() -> bool:
+        nonlocal grown
+        grown = rss(server.process.pid) - before
+        return grown < 80.0
+
+    for _ in range(2):
+        async with asyncio.TaskGroup() as group:
+            with locked(crowded, LOCKED_TABLE):
+                callers = [Caller(server.port, user) for user in ("25-mb", "25-mb-too") * 4]
+                asked = [group.create_task(caller.ask("GET", "")) for caller in callers]
+                await asyncio.sleep(1.0)
+        assert {each.result().status for each in asked} == {200}
+        assert min(len(each.result().content) for each in asked) > 25e6
+        del asked
+        await soon(small_again, within=10.0, why="it stays larger")
+        print(f"larger by {grown:.0f} MiB")
+    lives = [Life(server.port, seed) for seed in range(8)]
+    await together(life.steps(20) for life in lives)
+    assert max(life.slowest for life in lives) < 1.0

@@ -1,0 +1,71 @@
+"""A short list is found through the index on the user, whatever PostgreSQL knows of the others."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from todo_tests.damage import Caller
+from todo_tests.support import OwnPostgres, Server, servers
+
+FEW, REQUESTS = "somebody-with-20-old-tasks", 12  # enough for PostgreSQL to keep a generic plan
+SEED = f"""
+insert into tasks (user_id, title, completed) select '{FEW}', n, n % 2 = 0
+from generate_series(1, 20) n;
+insert into tasks (user_id, title, completed) select 'heavy-' || n % 2, n, n % 3 = 0
+from generate_series(1, 200000) n
+"""
+STATISTICS = {
+    "of-three-users": "analyze tasks",
+    "of-the-other-two": f"""
+        update tasks set user_id = 'heavy-0' where id <= 20; analyze tasks;
+        update tasks set user_id = '{FEW}' where id <= 20
+    """,
+    "none": "delete from pg_statistic where starelid = 'tasks'::regclass",
+}
+LISTS = {"all": ("", 20), "done": ("?completed=true", 10), "to-do": ("?completed=false", 10)}
+ROWS_READ = """
+select (select sum(seq_tup_read) from pg_stat_user_tables)
+     + (select sum(idx_tup_read) from pg_stat_user_indexes)
+"""
+
+
+@pytest.fixture(scope="module")
+def uneven() -> Iterator[tuple[Server, OwnPostgres, str]]:
+    """A server, its PostgreSQL, and the database, in which two of three users have it all."""
+    postgres = OwnPostgres(autovacuum="off").start()
+    url = postgres.create_database(schema=True)
+    postgres.execute(SEED, database_url=url)
+    with servers(url) as serve:
+        yield serve(), postgres, url
+    postgres.remove()
+
+
+def rows_read(postgres: OwnPostgres, url: str) -> int:
+    """How many rows and index entries were read so far, counted when a connection ends."""
+    postgres.execute(
+        "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
+        " where datname = current_database() and pid <> pg_backend_pid()",
+        database_url=url,
+    )
+    return int(postgres.execute(ROWS_READ, database_url=url)[0][0])
+
+
+@pytest.mark.parametrize("statistics", STATISTICS)
+@pytest.mark.parametrize(("query", "length"), LISTS.values(), ids=LISTS)
+def test_a_short_list_reads_little_more_than_its_rows(
+    uneven: tuple[Server, OwnPostgres, str], statistics: str, query: str, length: int
+) -> None:
+    """SC-006: with 200,000 newer tasks of others, at the first request and every time."""
+    server, postgres, url = uneven
+    postgres.execute(STATISTICS[statistics], database_url=url)
+    before = rows_read(postgres, url)
+
+    async def ask() -> None:
+        caller = Caller(server.port, FEW)
+        for _ in range(REQUESTS):
+            answer = await caller.ask("GET", f"/api/{FEW}/tasks{query}")
+            assert (answer.status, len(answer.body)) == (200, length)
+
+    asyncio.run(ask())
+    assert rows_read(postgres, url) - before < 100 * REQUESTS
