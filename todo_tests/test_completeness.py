@@ -19,6 +19,7 @@ import yaml
 from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 
 import todo
+import todo_tests
 from todo_tests.support import ROOT, bearer
 
 CONTRACT = yaml.safe_load((ROOT / "openapi.yaml").read_text("utf-8"))
@@ -483,6 +484,11 @@ def test_readme_names_every_variable_and_which_are_required() -> None:
     assert {name for name, default in rows.items() if default == "required"} == {
         name for name, field in fields.items() if field.is_required()
     }
+
+
+def test_the_package_says_what_each_test_file_proves() -> None:
+    named = re.findall(r"\btest_\w+", todo_tests.__doc__ or "")
+    assert sorted(named) == sorted(path.stem for path in (ROOT / "todo_tests").glob("test_*.py"))
 
 
 def test_readme_names_every_error_with_its_status() -> None:
