@@ -339,6 +339,18 @@ class Seldom(logging.Filter):
         return True
 
 
+def _pieces(lines: Iterable[str]) -> Iterator[bytes]:
+    """Whole lines, no more at a time than a pipe takes at once from one of several processes."""
+    piece = b""
+    for line in lines:
+        content = f"{line}\n".encode()
+        if len(piece) + len(content) > select.PIPE_BUF:
+            yield piece
+            piece = b""
+        piece += content
+    yield piece
+
+
 class LogHandler(logging.Handler):
     """Writes to stderr from a thread, so that a reader of the log who sleeps stops no request.
 
@@ -377,10 +389,10 @@ class LogHandler(logging.Handler):
             if self.dropped:
                 lines.append(f"{log_time(time.time())} WARNING {self.dropped} lines are missing")
                 self.dropped = 0
-            unwritten = "".join(f"{line}\n" for line in lines).encode()
             with suppress(OSError):  # a pipe that nobody reads any more
-                while unwritten and sys.stderr is not None:
-                    unwritten = unwritten[os.write(2, unwritten) :]
+                for piece in _pieces(lines):
+                    if sys.stderr is not None:
+                        os.write(2, piece)
             if not self.lines:
                 self.wake.clear()
 
@@ -2060,9 +2072,11 @@ def connected(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
             for timer in timers:
                 timer.start()
             yield connection
-        except errors.QueryCanceled:
-            reason = f"the table {tasks.name} is locked by another session"
-            raise errors.LockNotAvailable(reason) from None
+        except (psycopg.Error, sa.exc.DBAPIError) as exc:
+            error = exc.orig if isinstance(exc, sa.exc.DBAPIError) and exc.orig else exc
+            if isinstance(error, errors.QueryCanceled):
+                error = errors.LockNotAvailable(f"the table {tasks.name} is locked by a session")
+            raise error from None
         finally:
             for timer in timers:
                 timer.cancel()
@@ -2168,7 +2182,7 @@ def listen(settings: Settings) -> socket.socket:
         if os.environ.get("LISTEN_FDS") == "1":
             return socket.socket(fileno=3)
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
-    except (OSError, UnicodeError) as exc:
+    except (OSError, TypeError, UnicodeError) as exc:
         hint = ""
         if getattr(exc, "errno", None) == errno.EADDRINUSE:
             again = shlex.join(sys.orig_argv)
