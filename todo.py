@@ -41,13 +41,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import ctypes
 import gc
 import hashlib
 import http.client
+import ipaddress
 import itertools
 import json
 import logging
 import math
+import multiprocessing
 import os
 import random
 import re
@@ -65,6 +68,7 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Container,
     Iterable,
     Iterator,
     Mapping,
@@ -127,6 +131,9 @@ KNOWN_SECRETS = {
     "replace-me-with-the-secret-of-your-better-auth",
 }
 CONNECT_GRACE = 10.0  # seconds that start-up waits for a database that is away
+LOG_DELAY = 0.02  # seconds
+LOG_MAX = 10_000  # lines that wait for a slow reader
+LOG_GRACE = 1.0  # seconds that the end of the process waits for the reader
 
 
 class StartupError(SystemExit):
@@ -142,6 +149,10 @@ def origin_of(url: str) -> str:
     if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
         raise ValueError
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    if not host.isascii():
+        host = host.encode("idna").decode()
+        if host.encode().decode("idna") != parts.hostname:
+            raise ValueError  # browsers encode some letters in another way, such as ß
     default = parts.port in {None, {"http": 80, "https": 443}[parts.scheme]}
     return f"{parts.scheme}://{host}" + ("" if default else f":{parts.port}")
 
@@ -298,10 +309,55 @@ class Seldom(logging.Filter):
         return True
 
 
+class LogHandler(logging.Handler):
+    """Writes to stderr from a thread, so that a reader of the log who sleeps stops no request.
+
+    Lines are out within LOG_DELAY. What goes beyond LOG_MAX lines is dropped, and counted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
+        self.lines: deque[str] = deque()
+        self.dropped = 0
+        self.wake = threading.Event()
+        threading.Thread(target=self._write, daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.write(self.format(record))
+
+    def write(self, line: str) -> None:
+        if len(self.lines) < LOG_MAX:
+            self.lines.append(line)
+        else:
+            self.dropped += 1
+        if not self.wake.is_set():
+            self.wake.set()
+
+    def flush(self) -> None:
+        """Wait until all is written, for LOG_GRACE at the most; `logging` calls it at the end."""
+        deadline = time.monotonic() + LOG_GRACE
+        while self.wake.is_set() and time.monotonic() < deadline:
+            time.sleep(LOG_DELAY / 4)
+
+    def _write(self) -> None:
+        while self.wake.wait():
+            time.sleep(LOG_DELAY)
+            lines = [self.lines.popleft() for _ in range(len(self.lines))]
+            if self.dropped:
+                lines.append(f"{log_time(time.time())} WARNING {self.dropped} lines are missing")
+                self.dropped = 0
+            unwritten = "".join(f"{line}\n" for line in lines).encode()
+            with suppress(OSError):  # a pipe that nobody reads any more
+                while unwritten and sys.stderr is not None:
+                    unwritten = unwritten[os.write(2, unwritten) :]
+            if not self.lines:
+                self.wake.clear()
+
+
 def configure_logging(level: str) -> None:
     """Send our records, the pool's and uvicorn's warnings to stderr. Harmless when repeated."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
+    handler = LogHandler()
     for name in ("todo", "psycopg.pool", "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
@@ -588,7 +644,7 @@ def _hang_up(connected: socket.socket) -> None:
         connected.shutdown(socket.SHUT_RDWR)
 
 
-def _fetch_jwks(url: str) -> dict[str, jwt.PyJWK]:
+def _fetch_jwks(url: str) -> dict[tuple[str, str], jwt.PyJWK]:
     """GET a key set: no redirect, bounded in time and size. Blocks; run it in a thread."""
     parts = urlsplit(url)
     secure = parts.scheme == "https"
@@ -611,44 +667,48 @@ def _fetch_jwks(url: str) -> dict[str, jwt.PyJWK]:
         raise ValueError("too long an answer")
     keys = {}
     for key in json.loads(body)["keys"]:
-        with suppress(jwt.PyJWTError, AttributeError, KeyError, TypeError, ValueError):
+        with suppress(Exception):  # whatever PyJWT raises: one bad key spoils no other
+            for_others = key.get("use", "sig") != "sig" or "verify" not in key.get(
+                "key_ops", ["verify"]
+            )
             parsed = jwt.PyJWK(key)
-            if parsed.algorithm_name in ASYMMETRIC and isinstance(parsed.key_id, str):
-                keys[parsed.key_id] = parsed
+            # With "d" it is a private key: whoever reads the set could sign.
+            if parsed.algorithm_name in ASYMMETRIC and not for_others and "d" not in key:
+                keys[key["kid"], parsed.algorithm_name] = parsed
     return keys
 
 
 class KeySet:
-    """Better Auth's public keys by `kid`, fetched when a token needs them."""
+    """Better Auth's public keys by `kid` and `alg`, fetched when a token needs them."""
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.keys: dict[str, jwt.PyJWK] = {}
+        self.keys: dict[tuple[str, str], jwt.PyJWK] = {}
         self.fetched = self.failed = -1e9  # when last, in the loop's time
         self.fetching: asyncio.Task[None] | None = None
         self.allowance, self.counted = JWKS_BURST, 0.0
 
-    async def find(self, kid: str) -> jwt.PyJWK | None:
-        """Key of that id, None if there is none. Raises Problem if that cannot be known."""
+    async def find(self, name: tuple[str, str]) -> jwt.PyJWK | None:
+        """Key of that kid and alg, if there is one. Raises Problem if that cannot be known."""
         now = asyncio.get_running_loop().time()
-        if kid in self.keys:
+        if name in self.keys:
             away = now - self.failed < KEYS_RETRY
             if now - self.fetched > KEYS_FRESH and not away:
                 fetching = self._refresh()
                 if now - self.fetched > KEYS_MAX_AGE:
                     await asyncio.shield(fetching)
-            if kid in self.keys:
-                return self.keys[kid]
+            if name in self.keys:
+                return self.keys[name]
         # A key is first published by the token that it signs: only a fetch begun after the token
         # came in can tell, so one that was already under way does not count.
         for _ in range(2):
             begun_before = self.fetching is not None
             await asyncio.shield(self._refresh())
-            if kid in self.keys or not begun_before:
+            if name in self.keys or not begun_before:
                 break
-        if kid not in self.keys and (self.failed > self.fetched or not self.keys):
+        if name not in self.keys and (self.failed > self.fetched or not self.keys):
             raise Problem("AUTH_KEYS_UNAVAILABLE", "no keys from Better Auth's JWKS")
-        return self.keys.get(kid)
+        return self.keys.get(name)
 
     def _refresh(self) -> asyncio.Task[None]:
         """Fetch under way: one for all who wait, never more often than the allowance."""
@@ -736,8 +796,8 @@ class Tokens:
             audience = self.audience if "aud" in claims else None
         elif isinstance(algorithm, str) and algorithm in ASYMMETRIC:
             kid = header.get("kid")
-            key = await self.keys.find(kid) if isinstance(kid, str) else None
-            if key is None or key.algorithm_name != algorithm:
+            key = await self.keys.find((kid, algorithm)) if isinstance(kid, str) else None
+            if key is None:
                 raise Problem("INVALID_TOKEN", "no such key in Better Auth's JWKS")
             remember = MEMORY_MAX_AGE
             issuer, audience = self.issuer, self.audience
@@ -755,7 +815,19 @@ class Tokens:
             )
         except jwt.ExpiredSignatureError:
             raise Problem("TOKEN_EXPIRED", "expired") from None
-        except (jwt.PyJWTError, ValueError, TypeError) as exc:
+        except (
+            jwt.InvalidAudienceError,
+            jwt.InvalidIssuerError,
+            jwt.MissingRequiredClaimError,
+        ) as exc:
+            of_issuer = isinstance(exc, jwt.InvalidIssuerError) or "iss" in exc.args
+            claim, wanted, variable = (
+                ("iss", issuer, "JWT_ISSUER") if of_issuer else ("aud", audience, "JWT_AUDIENCE")
+            )
+            found = ascii(claims[claim])[:100] if claims.get(claim) else "missing"
+            reason = f"{claim} is {found}, not {wanted}: if that is right, set {variable} to it"
+            raise Problem("INVALID_TOKEN", reason) from None
+        except Exception as exc:  # noqa: BLE001 whatever PyJWT raises for such a key and token
             raise Problem("INVALID_TOKEN", str(exc)) from None
         return _user_of(claims), min(claims["exp"], time.time() + remember)
 
@@ -790,6 +862,7 @@ def _user_of(claims: Mapping[str, Any]) -> str:
 
 Values = Mapping[str, str | int | bool | None]
 BATCH_MAX = 8  # reads that share a round trip
+LONG_LIST = 200  # rows; nobody else's query waits behind a list of that length
 PATIENCE = 0.002  # seconds that reads wait for the end of a batch before they start another
 IDLE_TIME = 1.0  # seconds that a connection without queries stays out of the pool
 TICK_DATABASE = 0.05  # seconds between two looks at the deadlines
@@ -797,6 +870,10 @@ OUTAGE_PAUSE = 0.5  # seconds between attempts to connect while the database is 
 ROLLED_BACK_PAUSE = 0.02  # seconds at most, before what was rolled back is repeated
 KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}  # seconds
 FOREVER = 24 * 3600.0  # seconds
+TRIM_INTERVAL = 5.0  # seconds
+# glibc's alone gives the small pieces of a long list's rows back to the system: 200 MiB after eight
+# lists of 25 MB at once, within 30 ms.
+malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", id)
 
 # SQLSTATEs; the first three are also ours, for what has no answer of the server's.
 CANNOT_CONNECT = "08001"
@@ -878,18 +955,21 @@ class Backlog:
     def add(self, query: Query) -> None:
         self.queries.setdefault(query.owner, deque()).append(query)
 
-    def take(self, may_start: Callable[[Any], bool]) -> list[Query]:
+    def take(self, may_start: Callable[[Any], bool], alone: Container[Any]) -> list[Query]:
         """Next batch, of owners who may start; without those whose client has gone."""
         batch: list[Query] = []
+        room = self.batch_max
         served = []
         for owner, queries in self.queries.items():
-            if may_start(owner):
+            if may_start(owner) and not (batch and owner in alone):
                 served.append(owner)
-                while queries and len(batch) < self.batch_max:
+                if owner in alone:
+                    room = 1
+                while queries and len(batch) < room:
                     query = queries.popleft()
                     if not query.done.done():
                         batch.append(query)
-            if len(batch) == self.batch_max:
+            if len(batch) == room:
                 break
         for owner in served:
             if queries := self.queries.pop(owner):
@@ -1064,6 +1144,9 @@ class Database:
         self.connections: set[Connection] = set()  # that the holders have
         self.idle: list[Connection] = []
         self.used: Counter[Any] = Counter()  # connections by owner
+        self.long_lists: dict[Any, None] = {}  # owners whose last one was
+        self.untrimmed = False  # whether a long list may have left memory in pieces
+        self.trim_at = 0.0
         self.reading = 0  # connections with reads
         self.read_at = 0.0  # when the last batch of reads was sent, in the loop's time
         self.prepare = True
@@ -1140,7 +1223,7 @@ class Database:
                 return
             if backlog is self.turns[0]:
                 self.turns.rotate()
-            batch = backlog.take(self._may_start)
+            batch = backlog.take(self._may_start, self.long_lists)
             if batch:
                 self.used.update({query.owner for query in batch})
                 if backlog is self.reads:
@@ -1177,6 +1260,10 @@ class Database:
             self.used[owner] -= 1
             if not self.used[owner]:
                 del self.used[owner]
+        for query in queries:
+            if query.result is not None and query.result.ntuples > LONG_LIST:
+                self.long_lists[query.owner] = None
+                self.untrimmed = True
         if queries and queries[0].statement.reads:
             self.reading -= 1
         if connection in self.connections:
@@ -1241,6 +1328,9 @@ class Database:
             elif connection in self.idle and now - connection.used > IDLE_TIME:
                 self.idle.remove(connection)
                 self._release(connection)
+        if self.untrimmed and now > self.trim_at:
+            self.untrimmed, self.trim_at = False, now + TRIM_INTERVAL
+            malloc_trim(0)
         self.timers["tick"] = loop.call_later(TICK_DATABASE, self._tick)
 
     async def _configure(self, connection: Connection) -> None:
@@ -1535,6 +1625,15 @@ def _quoted(user: str) -> str:
     return quote(user, safe="@|:", errors="replace")
 
 
+@lru_cache(maxsize=1024)
+def _address(host: str) -> str:
+    """IP address without its zone, else "-": a proxy may pass on what a client made up."""
+    try:
+        return str(ipaddress.ip_address(host.partition("%")[0]))
+    except ValueError:
+        return "-"
+
+
 def new_request_id() -> bytes:
     """Names a line of the log and guards nothing, so it need not cost a system call."""
     return b"%016x" % random.getrandbits(64)
@@ -1546,8 +1645,11 @@ class Envelope:
     Outside of all that is ours, so that an error's answer has every header too.
     """
 
-    def __init__(self, app: ASGIApp, origins: tuple[str, ...]) -> None:
+    def __init__(
+        self, app: ASGIApp, origins: tuple[str, ...], log_line: Callable[[str], None]
+    ) -> None:
         self.app = app
+        self.log_line = log_line
         self.cors: dict[bytes | None, tuple[tuple[bytes, bytes], ...]] = {
             origin.encode(): (
                 (b"access-control-allow-origin", origin.encode()),
@@ -1594,12 +1696,11 @@ class Envelope:
                 f"{scope['method']} {scope['raw_path'].decode('latin-1')} {status} "
                 f"{(time.perf_counter() - started) * 1e3:.1f}ms "
                 f"user={_quoted(scope.get('user', '-'))} request={request_id.decode()} "
-                f"client={client[0]}{fault}"
+                f"client={_address(client[0])}{fault}"
             )
             if level == logging.INFO and line.isprintable():
                 # By logging's own way a line costs 12 µs of CPU, so 2.
-                with suppress(AttributeError, OSError, ValueError):  # stderr is full, or closed
-                    sys.stderr.write(f"{log_time(time.time())} INFO {line}\n")
+                self.log_line(f"{log_time(time.time())} INFO {line}")
             else:
                 log.log(level, "%s", line, exc_info=trace)
 
@@ -1666,6 +1767,12 @@ class Authentication:
         await self.app(scope, receive, send)
 
 
+def end_with_parent(sentinel: int) -> None:
+    """End gracefully when the supervisor is gone, which closes the sentinel's other end."""
+    asyncio.get_running_loop().remove_reader(sentinel)
+    signal.raise_signal(signal.SIGTERM)
+
+
 def create_app(settings: Settings | None = None, *, check: bool = True) -> Starlette:
     """App of these settings, else of the environment's. Its lifespan opens the database.
 
@@ -1684,6 +1791,9 @@ def create_app(settings: Settings | None = None, *, check: bool = True) -> Starl
         if check:
             await check_table(settings)
         await database.open()
+        if parent := multiprocessing.parent_process():
+            # A worker whose supervisor was killed would serve old code, and keep the port.
+            asyncio.get_running_loop().add_reader(parent.sentinel, end_with_parent, parent.sentinel)
         # What is imported by now stays: the collector need not walk it again and again.
         gc.collect()
         gc.freeze()
@@ -1691,6 +1801,7 @@ def create_app(settings: Settings | None = None, *, check: bool = True) -> Starl
             yield
         finally:
             await database.close()
+            log.handlers[0].flush()
 
     routes = [
         Route("/api/{user_id:segment}/tasks", Endpoint(GET=list_tasks, POST=create_task)),
@@ -1709,7 +1820,11 @@ def create_app(settings: Settings | None = None, *, check: bool = True) -> Starl
     app = Starlette(
         routes=routes,
         middleware=[
-            Middleware(Envelope, origins=settings.allowed_origins),
+            Middleware(
+                Envelope,
+                origins=settings.allowed_origins,
+                log_line=cast("LogHandler", log.handlers[0]).write,
+            ),
             Middleware(Authentication, tokens=Tokens(settings)),
         ],
         exception_handlers={HTTPException: no_such_path},
@@ -1718,13 +1833,6 @@ def create_app(settings: Settings | None = None, *, check: bool = True) -> Starl
     app.router.redirect_slashes = False
     app.state.database = database
     return app
-
-
-def __getattr__(name: str) -> Any:
-    # `uvicorn todo:app`, without which an import would ask for an environment.
-    if name == "app":
-        return create_app()
-    raise AttributeError(name)
 
 
 # HTTP server: what uvicorn leaves open, and serving.
@@ -1884,6 +1992,9 @@ class Protocol(HttpToolsProtocol):
             if self.parser.get_method() == b"CONNECT":
                 raise ValueError("not a proxy")
             return
+        hosts = [name for name, _ in self.headers].count(b"host")
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+            raise ValueError("RFC 9112 section 3.2")
         super().on_headers_complete()
         self.headers = cast("list[Any]", deque(maxlen=0))  # trailers are no headers of the request
         self.keep_alive = self.cycle.keep_alive = self.cycle.keep_alive and not self.draining
@@ -1980,6 +2091,9 @@ class Workers(Multiprocess):
             listener.close()
         super().terminate_all()
 
+    def handle_hup(self) -> None:
+        self.handle_term()
+
 
 def serve(settings: Settings, welcome: str = "") -> None:
     """Serve until SIGTERM or Ctrl-C. Raises StartupError."""
@@ -1988,10 +2102,10 @@ def serve(settings: Settings, welcome: str = "") -> None:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
         listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
-    except OSError as exc:
+    except (OSError, UnicodeError) as exc:
         raise StartupError(
             f"todo.py cannot start: it cannot listen on HOST {settings.host}, "
-            f"PORT {settings.port} ({exc.strerror or exc})"
+            f"PORT {settings.port} ({getattr(exc, 'strerror', exc)})"
         ) from None
     listener.set_inheritable(True)
     config = uvicorn.Config(
@@ -2010,11 +2124,11 @@ def serve(settings: Settings, welcome: str = "") -> None:
     # uvicorn raises the signal that stopped it once more when it has shut down: then it is over.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
+    signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"http://{host}:{settings.port}"
     log.info("listening on %s", url)
-    sys.stdout.write(welcome.format(url=url))
-    sys.stdout.flush()
+    print(welcome.format(url=url), end="", flush=True)  # noqa: T201
     if settings.workers > 1:
         supervisor = Workers(config, sockets=[listener])
         supervisor.run()
