@@ -814,7 +814,7 @@ FORWARDED: dict[str, tuple[str | bytes, str]] = {
     "fields": ("9.9.9.9 user=admin request=forged", "-"),
     "fields behind a tab": ("9.9.9.9\tuser=admin request=forged", "-"),
     "fields behind a line end": (b"9.9.9.9\x85user=admin request=forged", "-"),
-    "fields in the zone of an address": ("fe80::9%x user=admin request=forged", "-"),
+    "fields in the zone of an address": ("fe80::9%x user=admin request=forged", "fe80::9"),
     "fields behind a bracket": ("[2001:db8::9] user=admin request=forged", "-"),
 }
 

@@ -61,7 +61,10 @@ REFUSED: dict[str, Variables] = {
     "NEON_DB_URL with a bare @ in its password": {
         "NEON_DB_URL": f"postgresql://user:a@{PASSWORD}@127.0.0.1:1/todo",
     },
-    "BETTER_AUTH_URL with a query": {"BETTER_AUTH_URL": "http://localhost:3000/?x=1"},
+    "BETTER_AUTH_URL with a query; an origin that Python takes for strasse.example": {
+        "BETTER_AUTH_URL": "http://localhost:3000/?x=1",
+        "ALLOWED_ORIGINS": "https://straße.example",
+    },
     "NEON_DB_URL with a bad port; an origin with a slash": {
         "NEON_DB_URL": URL.replace(":1/", ":port/"),
         "ALLOWED_ORIGINS": "https://example.com/",
@@ -247,7 +250,6 @@ def test_the_jwks_url_is_taken_to_the_letter(make_settings: "Callable[..., todo.
 ORIGINS = {
     "http://münchen.example": "http://xn--mnchen-3ya.example",
     "http://MÜNCHEN.example:81": "http://xn--mnchen-3ya.example:81",
-    "https://a.straße.example": "https://a.xn--strae-oqa.example",  # not strasse.example
     "https://例え.テスト": "https://xn--r8jz45g.xn--zckzah",
     "http://xn--mnchen-3ya.example": "http://xn--mnchen-3ya.example",
 }
