@@ -339,18 +339,6 @@ class Seldom(logging.Filter):
         return True
 
 
-def _pieces(lines: Iterable[str]) -> Iterator[bytes]:
-    """Whole lines, no more at a time than a pipe takes at once from one of several processes."""
-    piece = b""
-    for line in lines:
-        content = f"{line}\n".encode()
-        if len(piece) + len(content) > select.PIPE_BUF:
-            yield piece
-            piece = b""
-        piece += content
-    yield piece
-
-
 class LogHandler(logging.Handler):
     """Writes to stderr from a thread, so that a reader of the log who sleeps stops no request.
 
@@ -362,8 +350,9 @@ class LogHandler(logging.Handler):
         self.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
         self.lines: deque[str] = deque()
         self.dropped = 0
-        self.wake = threading.Event()
-        threading.Thread(target=self._write, daemon=True).start()
+        self.written = threading.Event()
+        self.awake = threading.Event()
+        threading.Thread(target=self._run, daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
         self.write(self.format(record))
@@ -373,28 +362,39 @@ class LogHandler(logging.Handler):
             self.lines.append(line)
         else:
             self.dropped += 1
-        if not self.wake.is_set():
-            self.wake.set()
+        if not self.awake.is_set():
+            self.awake.set()
 
     def flush(self) -> None:
         """Wait until all is written, for LOG_GRACE at the most; `logging` calls it at the end."""
-        deadline = time.monotonic() + LOG_GRACE
-        while self.wake.is_set() and time.monotonic() < deadline:
-            time.sleep(LOG_DELAY / 4)
+        self.written.clear()
+        self.awake.set()
+        self.written.wait(LOG_GRACE)
 
-    def _write(self) -> None:
-        while self.wake.wait():
+    def _run(self) -> None:
+        while self.awake.wait():
             time.sleep(LOG_DELAY)
-            lines = [self.lines.popleft() for _ in range(len(self.lines))]
+            self.awake.clear()
             if self.dropped:
-                lines.append(f"{log_time(time.time())} WARNING {self.dropped} lines are missing")
+                self.lines.append(f"{log_time(time.time())} WARNING {self.dropped} lines dropped")
                 self.dropped = 0
-            with suppress(OSError):  # a pipe that nobody reads any more
-                for piece in _pieces(lines):
-                    if sys.stderr is not None:
-                        os.write(2, piece)
-            if not self.lines:
-                self.wake.clear()
+            piece = b""
+            while self.lines:
+                line = f"{self.lines.popleft()}\n".encode()
+                # What a pipe takes at once does not mix with the lines of other processes.
+                if len(piece) + len(line) > select.PIPE_BUF:
+                    self._write(piece)
+                    piece = b""
+                piece += line
+            self._write(piece)
+            if not self.awake.is_set():
+                self.written.set()
+
+    @staticmethod
+    def _write(piece: bytes) -> None:
+        with suppress(OSError):  # nobody reads any more
+            if sys.stderr is not None:
+                os.write(2, piece)
 
 
 def configure_logging(level: str) -> None:
