@@ -350,8 +350,9 @@ class LogHandler(logging.Handler):
         self.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
         self.lines: deque[str] = deque()
         self.dropped = 0
-        self.wake = threading.Event()
-        threading.Thread(target=self._write, daemon=True).start()
+        self.written = threading.Event()
+        self.awake = threading.Event()
+        threading.Thread(target=self._run, daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
         self.write(self.format(record))
@@ -361,28 +362,39 @@ class LogHandler(logging.Handler):
             self.lines.append(line)
         else:
             self.dropped += 1
-        if not self.wake.is_set():
-            self.wake.set()
+        if not self.awake.is_set():
+            self.awake.set()
 
     def flush(self) -> None:
         """Wait until all is written, for LOG_GRACE at the most; `logging` calls it at the end."""
-        deadline = time.monotonic() + LOG_GRACE
-        while self.wake.is_set() and time.monotonic() < deadline:
-            time.sleep(LOG_DELAY / 4)
+        self.written.clear()
+        self.awake.set()
+        self.written.wait(LOG_GRACE)
 
-    def _write(self) -> None:
-        while self.wake.wait():
+    def _run(self) -> None:
+        while self.awake.wait():
             time.sleep(LOG_DELAY)
-            lines = [self.lines.popleft() for _ in range(len(self.lines))]
+            self.awake.clear()
             if self.dropped:
-                lines.append(f"{log_time(time.time())} WARNING {self.dropped} lines are missing")
+                self.lines.append(f"{log_time(time.time())} WARNING {self.dropped} lines dropped")
                 self.dropped = 0
-            unwritten = "".join(f"{line}\n" for line in lines).encode()
-            with suppress(OSError):  # a pipe that nobody reads any more
-                while unwritten and sys.stderr is not None:
-                    unwritten = unwritten[os.write(2, unwritten) :]
-            if not self.lines:
-                self.wake.clear()
+            piece = b""
+            while self.lines:
+                line = f"{self.lines.popleft()}\n".encode()
+                # What a pipe takes at once does not mix with the lines of other processes.
+                if len(piece) + len(line) > select.PIPE_BUF:
+                    self._write(piece)
+                    piece = b""
+                piece += line
+            self._write(piece)
+            if not self.awake.is_set():
+                self.written.set()
+
+    @staticmethod
+    def _write(piece: bytes) -> None:
+        with suppress(OSError):  # nobody reads any more
+            if sys.stderr is not None:
+                os.write(2, piece)
 
 
 def configure_logging(level: str) -> None:
@@ -2060,9 +2072,11 @@ def connected(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
             for timer in timers:
                 timer.start()
             yield connection
-        except errors.QueryCanceled:
-            reason = f"the table {tasks.name} is locked by another session"
-            raise errors.LockNotAvailable(reason) from None
+        except (psycopg.Error, sa.exc.DBAPIError) as exc:
+            error = exc.orig if isinstance(exc, sa.exc.DBAPIError) and exc.orig else exc
+            if isinstance(error, errors.QueryCanceled):
+                error = errors.LockNotAvailable(f"the table {tasks.name} is locked by a session")
+            raise error from None
         finally:
             for timer in timers:
                 timer.cancel()
@@ -2168,7 +2182,7 @@ def listen(settings: Settings) -> socket.socket:
         if os.environ.get("LISTEN_FDS") == "1":
             return socket.socket(fileno=3)
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
-    except (OSError, UnicodeError) as exc:
+    except (OSError, TypeError, UnicodeError) as exc:
         hint = ""
         if getattr(exc, "errno", None) == errno.EADDRINUSE:
             again = shlex.join(sys.orig_argv)
