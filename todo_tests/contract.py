@@ -153,7 +153,8 @@ def operation_of(method: str, path: str) -> str:
     """The operation that a request is, by its path as it was sent."""
     for known, template, operation in operations():
         methods = {known.upper(), "HEAD"} if known == "get" else {known.upper()}
-        pattern = re.sub(r"\\{\w+\\}", "[^/]*", re.escape(template))
+        # An empty user is a faulty one, an empty task none.
+        pattern = template.format(user_id="[^/]*", id="[^/]+")
         if method in methods and re.fullmatch(pattern, path):
             return str(operation["operationId"])
     return "no operation"
