@@ -1533,6 +1533,13 @@ async def toggle_task(request: Request) -> Response:
     return task_response(await database_of(request).run(TOGGLE, **path_of(request)))
 
 
+async def root(_: Request) -> Response:
+    body = {"name": "Todo API"}
+    if (HERE / "openapi.yaml").is_file():
+        body |= {"docs": "/docs", "openapi": "/openapi.yaml"}
+    return Response(json.dumps(body), media_type="application/json")
+
+
 async def healthz(_: Request) -> Response:
     return Response(b'{"status":"ok"}', media_type="application/json")
 
@@ -1540,8 +1547,8 @@ async def healthz(_: Request) -> Response:
 async def readyz(request: Request) -> Response:
     try:
         await database_of(request).run(TABLE)
-    except Problem as problem:
-        raise Problem("NOT_READY", problem.reason) from None
+    except Exception as problem:  # noqa: BLE001
+        raise Problem("NOT_READY", str(problem)) from None
     return Response(b'{"status":"ready"}', media_type="application/json")
 
 
@@ -1604,7 +1611,17 @@ register_url_convertor("segment", Segment())
 # App: what every exchange gets, and create_app.
 
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
-REQUEST_HEADERS = ("Authorization", "Content-Type", "X-Request-ID")
+REQUEST_HEADERS = (
+    "Authorization",
+    "Content-Type",
+    "X-Request-ID",
+    "traceparent",
+    "tracestate",
+    "baggage",
+    "sentry-trace",
+    "X-Requested-With",
+    "Cache-Control",
+)
 EXPOSED_HEADERS = ("Allow", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID")
 PREFLIGHT_MAX_AGE = 600  # seconds
 PREFLIGHT_HEADER = b"access-control-request-method"
@@ -1801,6 +1818,7 @@ def create_app(settings: Settings) -> Starlette:
             Endpoint(GET=get_task, PUT=update_task, DELETE=delete_task),
         ),
         Route("/api/{user_id:segment}/tasks/{id}/complete", Endpoint(PATCH=toggle_task)),
+        Route("/", Endpoint(GET=root)),
         Route("/healthz", Endpoint(GET=healthz)),
         Route("/readyz", Endpoint(GET=readyz)),
         *contract_routes(),
