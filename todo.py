@@ -1556,7 +1556,11 @@ async def readyz(request: Request) -> Response:
 _ASSETS = "https://cdn.jsdelivr.net/npm/swagger-ui-dist@5.35.0/swagger-ui"
 _STYLE_SHA384 = "WlYgdmXYOOBWL5apwjDEZwN+U3HmXSSu5R6V5aGxEcf7z+KuRNwBhoxKVN1i3D5I"
 _SCRIPT_SHA384 = "gjRm0bEPMeTmMh5jT2cHccIwCUZSTd8YC+j0d0sXw0MdGEfScduGpSyF3ZSSLkX9"
-_START = 'SwaggerUIBundle({url: "/openapi.yaml", dom_id: "#swagger-ui", deepLinking: true})'
+# The first server of the contract is a whole URL, for generators; this page asks its own.
+_START = (
+    'const ui = SwaggerUIBundle({url: "/openapi.yaml", dom_id: "#swagger-ui", deepLinking: true, '
+    'onComplete: () => ui.oas3Actions.setSelectedServer("/")})'
+)
 _START_SHA256 = base64.b64encode(hashlib.sha256(_START.encode()).digest()).decode()
 DOCS_PAGE = f"""<!doctype html>
 <html lang="en">
