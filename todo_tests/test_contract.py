@@ -24,6 +24,7 @@ import psycopg
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
+import todo
 from todo_tests.contract import DECLARED, OPERATIONS, RESPONSES, Answer, operations
 from todo_tests.support import (
     ORIGIN,
@@ -65,8 +66,9 @@ class Run(NamedTuple):
 def run(postgres: Database, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The README's command, but for the address and two reports, against a server of its own."""
     readme = (ROOT / "README.md").read_text("utf-8")
-    pattern = r"^BETTER_AUTH_SECRET=\S+ \S+ \S+/(schemathesis .*)http://127.0.0.1:8000$"
-    [command] = re.findall(pattern, readme, re.MULTILINE)
+    pattern = r"^BETTER_AUTH_SECRET=\$\(cat (\S+)\) \S+/(schemathesis .*)http://127.0.0.1:8000$"
+    [(secret, command)] = re.findall(pattern, readme, re.MULTILINE)
+    assert secret == f"{todo.DEV}/better_auth_secret"
     program, *arguments = shlex.split(command)
     folder = tmp_path_factory.mktemp("schemathesis")
     url = postgres.create_database(schema=True)
