@@ -1503,8 +1503,8 @@ async def healthz(_: Request) -> Response:
 async def readyz(request: Request) -> Response:
     try:
         await database_of(request).run(TABLE)
-    except Problem as problem:
-        raise Problem("NOT_READY", problem.reason) from None
+    except (Problem, psycopg.Error) as exc:
+        raise Problem("NOT_READY", str(exc)) from None
     return Response(b'{"status":"ready"}', media_type="application/json")
 
 
@@ -1512,7 +1512,11 @@ async def readyz(request: Request) -> Response:
 _ASSETS = "https://cdn.jsdelivr.net/npm/swagger-ui-dist@5.35.0/swagger-ui"
 _STYLE_SHA384 = "WlYgdmXYOOBWL5apwjDEZwN+U3HmXSSu5R6V5aGxEcf7z+KuRNwBhoxKVN1i3D5I"
 _SCRIPT_SHA384 = "gjRm0bEPMeTmMh5jT2cHccIwCUZSTd8YC+j0d0sXw0MdGEfScduGpSyF3ZSSLkX9"
-_START = 'SwaggerUIBundle({url: "/openapi.yaml", dom_id: "#swagger-ui", deepLinking: true})'
+# The first server of the contract is a whole URL, for generators; this page asks its own.
+_START = (
+    'const ui = SwaggerUIBundle({url: "/openapi.yaml", dom_id: "#swagger-ui", deepLinking: true, '
+    'onComplete: () => ui.oas3Actions.setSelectedServer("/")})'
+)
 _START_SHA256 = base64.b64encode(hashlib.sha256(_START.encode()).digest()).decode()
 DOCS_PAGE = f"""<!doctype html>
 <html lang="en">
@@ -1536,10 +1540,14 @@ DOCS_POLICY = (
 
 
 def contract_routes() -> list[Route]:
-    """Routes of the contract and its page, where openapi.yaml lies beside this file."""
-    if not (HERE / "openapi.yaml").is_file():
-        return []
-    contract = (HERE / "openapi.yaml").read_bytes()
+    """Routes of the contract, its page, and `/`, which says where they are."""
+    place = HERE / "openapi.yaml"
+    where = {"docs": "/docs", "openapi": "/openapi.yaml"} if place.is_file() else {}
+    index = json.dumps({"name": "Todo API", **where})
+    contract = place.read_bytes() if where else b""
+
+    async def root(_: Request) -> Response:
+        return Response(index, media_type="application/json")
 
     async def openapi(_: Request) -> Response:
         return Response(contract, media_type="application/yaml")
@@ -1548,7 +1556,8 @@ def contract_routes() -> list[Route]:
         headers = {"Content-Security-Policy": DOCS_POLICY}
         return Response(DOCS_PAGE, headers=headers, media_type="text/html")
 
-    return [Route("/openapi.yaml", Endpoint(GET=openapi)), Route("/docs", Endpoint(GET=docs))]
+    routes = {"/": root, "/openapi.yaml": openapi, "/docs": docs}
+    return [Route(path, Endpoint(GET=routes[path])) for path in ("/", *where.values())]
 
 
 async def no_such_path(_: Request, __: Exception) -> Response:
@@ -1567,7 +1576,17 @@ register_url_convertor("segment", Segment())
 # App: what every exchange gets, and create_app.
 
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
-REQUEST_HEADERS = ("Authorization", "Content-Type", "X-Request-ID")
+REQUEST_HEADERS = (
+    "Authorization",
+    "Content-Type",
+    "X-Request-ID",
+    "traceparent",
+    "tracestate",
+    "baggage",
+    "sentry-trace",
+    "X-Requested-With",
+    "Cache-Control",
+)
 EXPOSED_HEADERS = ("Allow", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID")
 PREFLIGHT_MAX_AGE = 600  # seconds
 PREFLIGHT_HEADER = b"access-control-request-method"
