@@ -1019,7 +1019,10 @@ class Connection(psycopg.AsyncConnection[Any]):
 
     def usable(self) -> bool:
         """Whether the server is still there: to an idle connection it speaks only to end it."""
-        return not (self.closed or self.retired or self.poll.poll(0))
+        if self.closed or self.retired:
+            return False
+        # One that was used in this turn of the loop need not be asked.
+        return self.used == asyncio.get_running_loop().time() or not self.poll.poll(0)
 
     def send(self, queries: Sequence[Query]) -> None:
         """Send a batch, as one transaction: one write, or reads."""
