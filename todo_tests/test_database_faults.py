@@ -295,7 +295,7 @@ async def test_failed_attempts_to_connect_cost_no_connection(
     """In process, so that the pauses between attempts can be made short."""
     monkeypatch.setattr(todo, "OUTAGE_PAUSE", 0.1)
     database = todo.Database(make_settings(neon_db_url=NOBODY, db_timeout=2.0))
-    await database.pool.open()
+    await database.open()
     codes: Counter[str] = Counter()
 
     async def ask(seed: int) -> None:

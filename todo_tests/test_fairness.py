@@ -19,7 +19,7 @@ from todo_tests.support import Database, OwnPostgres, Serve, Server, servers
 DB_TIMEOUT = "3"
 SECONDS = 5.0  # longer than that, so that whoever gets no connection gets 500
 HEAVY = "100000-short-tasks"
-LONG = {"400-long-tasks": 400, "2000-long-tasks": 2000, "25-mb": 25_000, "25-mb-too": 25_000}
+LONG = {"25-mb": 25_000, "25-mb-too": 25_000}
 SEED = """
 insert into tasks (user_id, title)
 select '{HEAVY}', 'Task ' || n from generate_series(1, 100000) n;
@@ -223,34 +223,10 @@ async def test_what_is_queued_for_a_client_that_has_gone_is_not_run(
 # Memory
 
 
-LENGTHS = {"460 KB, kept": ("400-long-tasks", True), "2.3 MB, not kept": ("2000-long-tasks", False)}
-
-
-@pytest.mark.parametrize(("user", "kept"), LENGTHS.values(), ids=LENGTHS)
-async def test_a_connection_is_kept_unless_its_result_was_larger_than_a_mib(
-    serve: Serve, crowded: str, user: str, kept: bool
-) -> None:
-    """libpq's buffer grows to the largest result, and never shrinks."""
-    server = await asyncio.to_thread(serve, {"DB_POOL_SIZE": "1"}, database_url=crowded)
-    caller = Caller(server.port, user)
-    await caller.ask("GET", "1")
-    mine = "query like '%tasks%'"
-    [carrier] = backends(crowded, which=mine)
-    answer = await caller.ask("GET", "")
-    assert (answer.status, len(answer.body)) == (200, LONG[user])
-    assert (await caller.ask("GET", "1")).status == 403
-
-    async def settled() -> bool:
-        return (carrier in backends(crowded)) == kept
-
-    await soon(settled, within=3.0, why="kept" if not kept else "not kept")
-    assert (await caller.ask("GET", "1")).status == 403
-
-
 async def test_huge_lists_at_once_leave_the_process_as_small_as_before(
     serve: Serve, crowded: str
 ) -> None:
-    """Eight of 25 MB, thrice: nor does a connection that carried one serve again."""
+    """Eight of 25 MB, thrice. libpq's buffer grows with a row, not with all of them."""
     settings = {"DB_POOL_SIZE": "10", "DB_TIMEOUT": "20"}
     server = await asyncio.to_thread(serve, settings, database_url=crowded)
     await together(Life(server.port, seed).steps(20) for seed in range(8))
@@ -267,19 +243,12 @@ async def test_huge_lists_at_once_leave_the_process_as_small_as_before(
             with locked(crowded, LOCKED_TABLE):
                 callers = [Caller(server.port, user) for user in ("25-mb", "25-mb-too") * 4]
                 asked = [group.create_task(caller.ask("GET", "")) for caller in callers]
-                await asyncio.sleep(0.5)
-                carriers = waiting(crowded)
+                await asyncio.sleep(1.0)
         assert {each.result().status for each in asked} == {200}
         assert min(len(each.result().content) for each in asked) > 25e6
         del asked
-        assert len(carriers) >= 4
-
-        async def gone(carriers: set[int] = carriers) -> bool:
-            return not carriers & backends(crowded)
-
         await soon(small_again, within=10.0, why="it stays larger")
-        await soon(gone, within=3.0, why="a connection that carried 25 MB is kept")
-        print(f"larger by {grown:.0f} MiB, {len(carriers)} connections gone")
+        print(f"larger by {grown:.0f} MiB")
     lives = [Life(server.port, seed) for seed in range(8)]
     await together(life.steps(20) for life in lives)
     assert max(life.slowest for life in lives) < 1.0

@@ -1,4 +1,4 @@
-"""Clients that hang up, stall, drip, flood and babble, over raw sockets.
+"""Clients that hang up, stall, drip and flood, over raw sockets.
 
 What waits runs at once, in a thread of its own, while the other tests go on.
 """
@@ -18,15 +18,16 @@ import pytest
 
 from todo_tests import support
 from todo_tests.damage import (
-    BAD_REQUEST,
     HEADERS_TOO_LARGE,
-    ON_EVERY_ANSWER,
     AllAtOnce,
     Answer,
     Caller,
     Life,
+    answers_in,
+    is_last,
     peak_rss,
     read_answer,
+    read_to_end,
     soon,
     together,
 )
@@ -41,34 +42,6 @@ BODY = json.dumps({"title": "Half a task"}).encode()
 def server(database_url: str) -> Iterator[Server]:
     with support.servers(database_url) as serve:
         yield serve()
-
-
-async def read_to_end(reader: asyncio.StreamReader) -> bytes:
-    """All that comes until the server hangs up, in whatever way."""
-    content = b""
-    with contextlib.suppress(ConnectionError):
-        while data := await reader.read(65536):
-            content += data
-    return content
-
-
-async def parsed(content: bytes) -> Answer:
-    """The one response that these bytes are."""
-    reader = asyncio.StreamReader()
-    reader.feed_data(content)
-    reader.feed_eof()
-    answer = await read_answer(reader)
-    assert reader.at_eof(), "more than one response"
-    return answer
-
-
-def is_last(answer: Answer, status: int, body: Any) -> None:
-    """The one shape of an error, and the end of the connection."""
-    assert (answer.status, answer.body) == (status, body)
-    told = {**ON_EVERY_ANSWER, "content-type": "application/json", "connection": "close"}
-    assert {**answer.headers, **told} == answer.headers
-    assert answer.headers["x-request-id"]
-    assert "server" not in answer.headers
 
 
 # Those that wait
@@ -287,7 +260,8 @@ def test_a_flood_is_cut_off_and_fills_no_memory(database_url: str, kind: str) ->
             said = asyncio.run(two())
         assert growth[0] < 15.0
         print(f"{kind}: grew by {growth[0]:.1f} MiB, said {sorted(each[9:12] for each in said)}")
-        for answer in (asyncio.run(parsed(each)) for each in said if each):
+        for each in filter(None, said):
+            [answer] = asyncio.run(answers_in(each))
             if "body" not in kind and "trailers" not in kind and "chunk" not in kind:
                 is_last(answer, 431, HEADERS_TOO_LARGE)
         assert asyncio.run(Caller(server.port).ask("GET", "/healthz")).status == 200
@@ -319,7 +293,8 @@ async def test_a_head_over_64_kib_is_431_and_one_below_is_served(
             await asyncio.sleep(0.005)
         async with asyncio.timeout(10):
             if size > 64 * KIB:
-                is_last(await parsed(await read_to_end(reader)), 431, HEADERS_TOO_LARGE)
+                [answer] = await answers_in(await read_to_end(reader))
+                is_last(answer, 431, HEADERS_TOO_LARGE)
             else:
                 answer = await read_answer(reader)
                 assert (answer.status, answer.body) == (200, {"status": "ok"})
@@ -367,110 +342,6 @@ async def test_those_who_hang_up_leave_nothing_behind(server: Server, database_u
         titles = [task["title"] for task in (await caller.ask("GET", "")).body]
         assert titles == ["Buy groceries"], "half a body was stored"
         assert "Traceback" not in server.stderr()
-
-
-# Many requests at once, and what is no request
-
-
-async def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
-    caller = Caller(server.port)
-    many = [caller.request("POST", "", {"title": f"{number}"}) for number in range(20)]
-    many += [caller.request("GET", ""), caller.request("GET", "0"), caller.request("DELETE", "")]
-    many += [caller.request("GET", "/healthz")] * 200
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(b"".join(many))
-    async with asyncio.timeout(20):
-        answers = [await read_answer(reader) for _ in many]
-    writer.close()
-    assert [answer.body["title"] for answer in answers[:20]] == [f"{n}" for n in range(20)]
-    assert answers[20].body == [answer.body for answer in answers[19::-1]]
-    assert [answer.status for answer in answers[:23]] == [201] * 20 + [200, 422, 405]
-    assert {(answer.status, answer.content) for answer in answers[23:]} == {
-        (200, b'{"status":"ok"}')
-    }
-
-
-GET = b"GET /healthz HTTP/1.1\r\nHost: testserver\r\n"
-POST = b"POST /healthz HTTP/1.1\r\nHost: testserver\r\n"
-NO_HTTP = {
-    "babble": b"what is this?\r\n\r\n",
-    "binary": bytes(range(256)),
-    "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100),
-    "http-2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    "unknown-method": b"BREW /healthz HTTP/1.1\r\n\r\n",
-    "lower-case-method": b"get /healthz HTTP/1.1\r\n\r\n",
-    "unknown-version": b"GET /healthz HTTP/3.7\r\n\r\n",
-    "other-protocol": b"GET /healthz ICE/1.0\r\n\r\n",
-    "control-in-the-path": b"GET /heal\x01thz HTTP/1.1\r\n\r\n",
-    "header-without-colon": GET + b"no colon\r\n\r\n",
-    "space-in-a-name": GET + b"X Y: z\r\n\r\n",
-    "space-before-the-colon": GET + b"X-Y : z\r\n\r\n",
-    "nul-in-a-value": GET + b"X-Y: \x00\r\n\r\n",
-    "length-no-number": POST + b"Content-Length: ten\r\n\r\n",
-    "length-negative": POST + b"Content-Length: -1\r\n\r\n",
-    "length-over-all-bounds": POST + b"Content-Length: 99999999999999999999999\r\n\r\n",
-    "two-lengths": POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n{}",
-    "length-and-chunks": POST + b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}",
-    "unknown-coding": POST + b"Transfer-Encoding: wrong\r\n\r\n",
-}
-
-
-@pytest.mark.parametrize("request_", NO_HTTP.values(), ids=NO_HTTP)
-async def test_what_is_no_http_gets_the_one_error_shape(server: Server, request_: bytes) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
-    writer.write(request_)
-    async with asyncio.timeout(10):
-        is_last(await parsed(await read_to_end(reader)), 400, BAD_REQUEST)
-    writer.close()
-
-
-async def test_a_broken_chunk_is_400_and_stores_nothing(server: Server) -> None:
-    caller = Caller(server.port)
-    reader, writer = await caller.connect()
-    writer.write(a_body(caller, Transfer_Encoding="chunked"))
-    writer.write(b"%x\r\n%b\r\nwhat\r\n" % (len(BODY), BODY))
-    async with asyncio.timeout(10):
-        is_last(await parsed(await read_to_end(reader)), 400, BAD_REQUEST)
-    assert (await caller.ask("GET", "")).body == []
-
-
-LATE = {
-    "babble": (b"what is this?\r\n\r\n", 400, BAD_REQUEST),
-    "a-huge-head": (huge_value(70 * KIB), 431, HEADERS_TOO_LARGE),
-}
-
-
-@pytest.mark.parametrize(("rest", "status", "body"), LATE.values(), ids=LATE)
-async def test_a_fault_is_never_the_answer_to_the_request_before_it(
-    server: Server, rest: bytes, status: int, body: Any
-) -> None:
-    """Its own answer comes first; or none, so that the client knows that it does not know."""
-    caller = Caller(server.port)
-    reader, writer = await caller.connect()
-    writer.write(caller.request("POST", "", {"title": "Before"}) + rest)
-    async with asyncio.timeout(10):
-        said = await read_to_end(reader)
-    if not said:
-        return
-    reader = asyncio.StreamReader()
-    reader.feed_data(said)
-    reader.feed_eof()
-    first = await read_answer(reader)
-    assert (first.status, first.body.get("title")) == (201, "Before")
-    is_last(await parsed(await reader.read()), status, body)
-
-
-UPGRADES = {"websocket": "websocket", "http-2": "h2c"}
-
-
-@pytest.mark.parametrize("protocol", UPGRADES.values(), ids=UPGRADES)
-async def test_an_upgrade_is_not_taken_up(server: Server, protocol: str) -> None:
-    caller = Caller(server.port)
-    reader, writer = await caller.connect()
-    writer.write(caller.head("GET", "/healthz", Connection="Upgrade", Upgrade=protocol))
-    answer = await read_answer(reader)
-    assert (answer.status, answer.body) == (200, {"status": "ok"})
-    assert not [line for line in server.stderr().splitlines() if "pip install" in line]
 
 
 # How the waiting ended

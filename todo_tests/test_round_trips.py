@@ -159,7 +159,8 @@ async def test_every_statement_has_the_owner_in_its_where(
     await once()
     log = watched.log[before:]
     assert "user-" not in log
-    if re.search(r"\b(FROM|UPDATE) tasks\b", log):
+    reads_no_row = case is CASES["readiness"] and "LIMIT 0" in log
+    if re.search(r"\b(FROM|UPDATE) tasks\b", log) and not reads_no_row:
         assert re.search(r"\bWHERE\b[^)]*\btasks\.user_id = (\(SELECT )?\$\d", log), log
 
 

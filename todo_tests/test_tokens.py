@@ -701,13 +701,14 @@ async def test_a_token_in_the_query_is_no_token(caller: httpx.AsyncClient, forge
     ids=ascii,
 )
 async def test_a_strange_user_sees_nobody_elses_tasks(
-    caller: httpx.AsyncClient, forger: Forger, capsys: pytest.CaptureFixture[str], sub: str
+    caller: httpx.AsyncClient, forger: Forger, capfd: pytest.CaptureFixture[str], sub: str
 ) -> None:
     """FR-005, and the log stays one line."""
     headers = {"Authorization": f"Bearer {forger.shared(sub=sub)}"}
     response = await caller.get(path_of(forger.user), headers=headers)
     assert_error(response, "FORBIDDEN")
-    (line,) = capsys.readouterr().err.splitlines()
+    logging.getLogger("todo").handlers[0].flush()
+    (line,) = capfd.readouterr().err.splitlines()
     assert " 403 " in line
     assert line.isprintable()
 

@@ -1,0 +1,654 @@
+"""One request is one request (RFC 9112), whatever a head says and wherever the bytes are cut.
+
+An exchange ends with a request that ends the connection, so that an answer too many shows.
+"""
+
+import asyncio
+import json
+import re
+import select
+import shlex
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+
+from todo_tests import support
+from todo_tests.damage import (
+    BAD_REQUEST,
+    HEADERS_TOO_LARGE,
+    LOST,
+    Answer,
+    Caller,
+    Life,
+    answers_in,
+    is_last,
+    peak_rss,
+    read_answer,
+    read_to_end,
+    together,
+)
+from todo_tests.support import Server, token
+
+GET = b"GET /healthz HTTP/1.1\r\nHost: testserver\r\n"
+POST = b"POST /healthz HTTP/1.1\r\nHost: testserver\r\n"  # 405
+LAST = GET + b"Connection: close\r\n\r\n"
+SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: testserver\r\n\r\n"  # 404
+TITLE = json.dumps({"title": "Whole"}).encode()
+
+
+@pytest.fixture(scope="module")
+def server(database_url: str) -> Iterator[Server]:
+    with support.servers(database_url) as serve:
+        yield serve()
+
+
+async def answers(port: int, *packets: bytes) -> list[Answer]:
+    """All answers until the server hangs up; the packets arrive one by one."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reading = asyncio.create_task(read_to_end(reader))
+    for number, packet in enumerate(packets):
+        await asyncio.sleep(0.05 if number else 0)
+        writer.write(packet)
+    done, _ = await asyncio.wait([reading], timeout=5)
+    writer.transport.abort()
+    told = await answers_in(await reading)
+    assert done, f"still open after {statuses(told)}"
+    return told
+
+
+def statuses(told: list[Answer]) -> list[int]:
+    return [answer.status for answer in told]
+
+
+async def titles(caller: Caller) -> list[str]:
+    return [task["title"] for task in (await caller.ask("GET", "")).body]
+
+
+def chunked(body: bytes) -> bytes:
+    """The body in two chunks, and a trailer."""
+    halves = (b"%x\r\n%b\r\n" % (len(half), half) for half in (body[:5], body[5:]))
+    return b"".join(halves) + b"0\r\nX-Trailer: a\r\n\r\n"
+
+
+def with_body(caller: Caller, path: str, body: bytes, coding: str, **headers: str) -> bytes:
+    """A POST of JSON, its body in that coding."""
+    length: dict[str, Any] = {"Content_Length": len(body)}
+    framing = {"Transfer_Encoding": "chunked"} if coding == "chunked" else length
+    head = caller.head("POST", path, Content_Type="application/json", **framing, **headers)
+    return head + (chunked(body) if coding == "chunked" else body)
+
+
+# Upgrade
+
+UPGRADES = {
+    "http-2": {
+        "Connection": "Upgrade, HTTP2-Settings",
+        "Upgrade": "h2c",
+        "HTTP2-Settings": "AAMAAABkAAQAoAAAAAIAAAAA",
+    },
+    "websocket": {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+    },
+    "anything": {"Connection": "keep-alive, upgrade", "Upgrade": "TLS/1.0, what/ever"},
+}
+CODINGS = ("declared", "chunked")
+
+
+def upgrading(port: int, kind: str = "http-2", *, known: bool = True) -> Caller:
+    """A caller whose every request asks for an upgrade, with a token or without."""
+    caller = Caller(port)
+    caller.headers = {**(caller.headers if known else {}), **UPGRADES[kind]}
+    return caller
+
+
+@pytest.mark.parametrize("kind", UPGRADES)
+async def test_an_upgrade_is_ignored(server: Server, kind: str) -> None:
+    """RFC 9110 section 7.8: every request gets the answer that it gets without."""
+    life = Life(server.port)
+    life.headers |= UPGRADES[kind]
+    await life.steps(100)
+    assert not [line for line in server.stderr().splitlines() if "pip install" in line]
+
+
+BODIES = {
+    "honest": (True, 201),
+    "forged-by-a-user": (True, 422),
+    "forged-by-a-stranger": (False, 401),
+}
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize(("known", "status"), BODIES.values(), ids=BODIES)
+async def test_a_body_behind_an_upgrade_is_no_request_wherever_it_is_cut(
+    server: Server, coding: str, known: bool, status: int
+) -> None:
+    victim, caller = Caller(server.port), upgrading(server.port, known=known)
+    task = await victim.create("Kept")
+    forged = f"DELETE {support.path_of(victim.user, task['id'])} HTTP/1.1\r\nHost: testserver\r\n"
+    forged += f"Authorization: Bearer {token(victim.user)}\r\n\r\n"
+    request = with_body(caller, "", TITLE if status == 201 else forged.encode(), coding)
+    body = request.index(b"\r\n\r\n")
+    told = await together(
+        answers(server.port, request[:cut], request[cut:] + LAST)
+        for cut in range(body, len(request) + 1)
+    )
+    assert {tuple(statuses(each)) for each in told} == {(status, 200)}
+    assert await titles(victim) == ["Kept"]
+    if known:
+        assert await titles(caller) == ["Whole"] * (len(told) if status == 201 else 0)
+
+
+@pytest.mark.parametrize("upgrade", [True, False], ids=["upgrading", "plain"])
+async def test_3000_requests_in_one_packet_are_answered_in_order(
+    server: Server, upgrade: bool
+) -> None:
+    caller = upgrading(server.port, known=False) if upgrade else Caller(server.port)
+    forged = SMUGGLED + SMUGGLED
+    many = [
+        request
+        for number in range(0, 3000, 3)
+        for request in (
+            caller.head("GET", "/healthz", X_Request_ID=f"id-{number}"),
+            with_body(caller, "/healthz", forged, "declared", X_Request_ID=f"id-{number + 1}"),
+            with_body(caller, "/healthz", forged, "chunked", X_Request_ID=f"id-{number + 2}"),
+        )
+    ]
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"".join(many) + LAST)
+    async with asyncio.timeout(20):
+        told = await answers_in(await read_to_end(reader))
+    writer.close()
+    assert statuses(told) == [200, 405, 405] * 1000 + [200]
+    ids = [answer.headers["x-request-id"] for answer in told[:-1]]
+    assert ids == [f"id-{number}" for number in range(3000)]
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+async def test_curl_may_ask_for_http_2(server: Server) -> None:
+    caller = Caller(server.port)
+    command = f"""curl -sS --http2 -w %{{http_code}} -H 'Content-Type: application/json'
+        -H 'Authorization: {caller.headers["Authorization"]}' -d '{TITLE.decode()}'
+        {server.url}{support.path_of(caller.user)}"""
+    said = await asyncio.to_thread(subprocess.check_output, shlex.split(command), text=True)
+    assert said.endswith("201")
+    assert await titles(caller) == ["Whole"]
+
+
+# A proxy that forwards what it should not
+
+
+class Proxy:
+    """A reverse proxy that sends everybody's requests over one connection, Upgrade and all."""
+
+    def __init__(self, port: int) -> None:
+        self.target = port
+        self.turn = asyncio.Lock()
+        self.upstream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+
+    @asynccontextmanager
+    async def laid(self) -> AsyncIterator[int]:
+        """Serve until the block ends; the port."""
+        listener = await asyncio.start_server(self._client, "127.0.0.1", 0)
+        try:
+            yield listener.sockets[0].getsockname()[1]
+        finally:
+            listener.close()
+            if self.upstream:
+                self.upstream[1].close()
+
+    async def _client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(*LOST):
+            while True:
+                head, body = await self._message(reader)
+                async with self.turn:
+                    writer.write(await self._forward(head, body))
+        writer.close()
+
+    async def _forward(self, head: bytes, body: bytes) -> bytes:
+        """Send head and body apart, as they come; the next answer is taken for theirs."""
+        if self.upstream is None or self.upstream[0].at_eof():
+            self.upstream = await asyncio.open_connection("127.0.0.1", self.target)
+        reader, writer = self.upstream
+        writer.write(head)
+        await asyncio.sleep(0.02)
+        writer.write(body)
+        return b"".join(await self._message(reader))
+
+    @staticmethod
+    async def _message(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+        """Head and body of a request or a response."""
+        head = await reader.readuntil(b"\r\n\r\n")
+        if length := re.search(rb"\r\ncontent-length: (\d+)\r\n", head, re.IGNORECASE):
+            return head, await reader.readexactly(int(length[1]))
+        if b"chunked" in head:
+            return head, await reader.readuntil(b"\r\n0\r\nX-Trailer: a\r\n\r\n")
+        return head, b""
+
+
+# What a stranger appends to a head that the server has taken for the end of the request.
+ATTACKS = {
+    "a-request": lambda _: SMUGGLED,
+    "a-head-without-end": lambda c: f"DELETE {c} HTTP/1.1\r\nX-Swallowed: ".encode(),
+    "no-request": lambda _: b"what is this?",
+}
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("kind", ATTACKS)
+async def test_behind_a_proxy_everybody_gets_their_own_answers(
+    server: Server, kind: str, coding: str
+) -> None:
+    async with Proxy(server.port).laid() as port:
+        stranger = upgrading(port, known=False)
+        victims = [Caller(port) for _ in range(3)]
+        tasks = [await victim.create(f"Of {victim.user}") for victim in victims]
+        for victim, task in zip(victims, tasks, strict=True):
+            body = ATTACKS[kind](support.path_of(victim.user, task["id"]))
+            reader, writer = await stranger.connect()
+            writer.write(with_body(stranger, "", body, coding))
+            async with asyncio.timeout(5):
+                assert (await read_answer(reader)).status == 401
+            answer = await victim.ask("GET", "")
+            assert (answer.status, answer.body) == (200, [task])
+        for victim, task in zip(victims, tasks, strict=True):
+            assert (await victim.ask("GET", "")).body == [task]
+        await together(caller.close() for caller in (stranger, *victims))
+
+
+# CONNECT
+
+CONNECT_TARGETS = ("testserver:443", "/healthz", "/api/{user}/tasks", "http://testserver/", "*")
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["with-a-token", "without-a-token"])
+@pytest.mark.parametrize("target", CONNECT_TARGETS)
+async def test_connect_is_refused_and_ends_the_connection(
+    server: Server, target: str, known: bool
+) -> None:
+    """What is behind it is no request, whether it comes with it or later."""
+    caller = Caller(server.port)
+    task = await caller.create("Kept")
+    behind = caller.request("DELETE", str(task["id"]))
+    stranger = caller if known else upgrading(server.port, known=False)
+
+    def head(**headers: Any) -> bytes:
+        path = target.format(user=caller.user).encode()
+        return stranger.head("CONNECT", "/target", **headers).replace(b"/target", path, 1)
+
+    for packets in (
+        (head(),),
+        (head() + behind,),
+        (head(), behind),
+        (head(Content_Length=len(behind)) + behind + behind,),
+        (head(Content_Length=len(behind)), behind + behind),
+        (head(Transfer_Encoding="chunked") + chunked(behind) + behind,),
+        (LAST.replace(b"close", b"keep-alive") + head() + behind,),
+    ):
+        *before, answer = await answers(server.port, *packets)
+        is_last(answer, 400, BAD_REQUEST)
+        assert statuses(before) == [200] * packets[0].startswith(b"GET")
+    assert await titles(caller) == ["Kept"]
+
+
+# Pipelines
+
+
+async def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
+    caller = Caller(server.port)
+    many = [caller.request("POST", "", {"title": f"{number}"}) for number in range(20)]
+    many += [caller.request("GET", ""), caller.request("GET", "0"), caller.request("DELETE", "")]
+    many += [caller.request("GET", "/healthz")] * 200
+    told = await answers(server.port, b"".join(many) + LAST)
+    assert [answer.body["title"] for answer in told[:20]] == [f"{n}" for n in range(20)]
+    assert told[20].body == [answer.body for answer in told[19::-1]]
+    assert statuses(told[:23]) == [201] * 20 + [200, 422, 405]
+    assert {(answer.status, answer.content) for answer in told[23:]} == {(200, b'{"status":"ok"}')}
+    assert len(told) == len(many) + 1
+
+
+# Bytes a read, seconds between two reads.
+READERS = {
+    "who-reads-all": (65536, 0.001),
+    "who-reads-slowly": (1024, 0.005),
+    "who-reads-nothing": (0, 0.005),
+}
+
+
+def pipeline(port: int, seconds: float, size: int, pause: float) -> None:
+    """Send requests without a token as fast as they are taken, each batch of whole ones."""
+    head = b"GET /api/u/tasks HTTP/1.1\r\nHost: testserver\r\nX-Filler: "
+    batch = (head.ljust(76, b"x") + b"\r\n\r\n") * 400
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with suppress(ConnectionError), socket.create_connection(("127.0.0.1", port)) as client:
+            client.setblocking(False)
+            unsent = memoryview(batch)
+            while time.monotonic() < deadline:
+                readers = [client] if size else []
+                readable, writable, _ = select.select(readers, [client], [], 0.1)
+                if readable and not client.recv(size):
+                    break
+                if writable:
+                    unsent = unsent[client.send(unsent) :] or memoryview(batch)
+                time.sleep(pause)
+
+
+@pytest.mark.parametrize(("size", "pause"), READERS.values(), ids=READERS)
+async def test_a_pipeline_without_end_fills_no_memory_and_delays_nobody(
+    database_url: str, size: int, pause: float
+) -> None:
+    with support.servers(database_url) as serve:
+        server = serve()
+        caller = Caller(server.port)
+        await caller.create()
+        waits = []
+        with peak_rss(server.process.pid) as growth:
+            flood = asyncio.create_task(asyncio.to_thread(pipeline, server.port, 10.0, size, pause))
+            while not flood.done():
+                answer = await caller.ask("GET", "")
+                assert answer.status == 200
+                waits.append(answer.seconds)
+                await asyncio.sleep(0.01)
+        await flood
+        print(f"grew by {growth[0]:.1f} MiB, the longest of {len(waits)} waits {max(waits):.2f} s")
+        assert growth[0] < 60.0
+        assert max(waits) < 0.6
+
+
+# Expect
+
+REFUSED: dict[str, tuple[int, str, str, dict[str, Any]]] = {
+    "no-token": (401, "POST", "", {"Authorization": "none"}),
+    "somebody-elses": (403, "POST", "/api/nobody/tasks", {}),
+    "no-route": (404, "POST", "/nowhere", {}),
+    "no-task": (404, "PATCH", f"{2**62}/complete", {}),
+    "no-method": (405, "POST", "/healthz", {}),
+    "too-large": (413, "POST", "", {"Content_Length": 70_000}),
+    "no-json": (415, "POST", "", {"Content_Type": "text/plain"}),
+    "bad-path": (422, "PUT", "0", {}),
+    "body-not-wanted": (200, "GET", "", {}),
+}
+
+
+@pytest.mark.parametrize(("status", "method", "path", "headers"), REFUSED.values(), ids=REFUSED)
+async def test_an_answer_in_place_of_100_continue_ends_the_connection(
+    server: Server, status: int, method: str, path: str, headers: dict[str, Any]
+) -> None:
+    """The client may leave the body out, so nobody can tell what comes next (RFC 9110 10.1.1)."""
+    caller = Caller(server.port)
+    usual = {"Content_Type": "application/json", "Content_Length": len(SMUGGLED)}
+    head = caller.head(method, path, **{**usual, **headers}, Expect="100-continue")
+    [answer] = await answers(server.port, head, SMUGGLED)
+    assert answer.status == status
+    assert answer.headers["connection"] == "close"
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+async def test_who_waits_for_100_continue_gets_it_and_the_connection_lives_on(
+    server: Server, coding: str
+) -> None:
+    for caller in (Caller(server.port), upgrading(server.port)):
+        request = with_body(caller, "", TITLE, coding, Expect="100-continue")
+        body = request.index(b"\r\n\r\n") + 4
+        reader, writer = await caller.connect()
+        async with asyncio.timeout(5):
+            for _ in range(2):
+                writer.write(request[:body])
+                assert (await read_answer(reader)).status == 100
+                writer.write(request[body:])
+                answer = await read_answer(reader)
+                assert (answer.status, answer.body["title"]) == (201, "Whole")
+                assert "connection" not in answer.headers
+        assert await titles(caller) == ["Whole"] * 2
+        await caller.close()
+
+
+# Lengths and codings
+
+ZEROS = "0" * 5000
+LENGTHS = {
+    "of-leading-zeros": (f"{ZEROS}{len(TITLE)}", [201, 200]),
+    "of-leading-zeros-and-too-much": (f"{ZEROS}70000", [413, 200]),
+    "of-5000-nines": ("9" * 5000, [400]),
+}
+
+
+@pytest.mark.parametrize(("length", "expected"), LENGTHS.values(), ids=LENGTHS)
+async def test_a_length_has_any_number_of_digits(
+    server: Server, length: str, expected: list[int]
+) -> None:
+    """RFC 9110 section 8.6: digits, and leading zeros are digits."""
+    caller = Caller(server.port)
+    body = TITLE if expected[0] == 201 else TITLE.ljust(70_000)
+    head = caller.head("POST", "", Content_Type="application/json", Content_Length=length)
+    told = await answers(server.port, head + body + LAST)
+    assert statuses(told) == expected
+    assert await titles(caller) == ["Whole"] * expected.count(201)
+
+
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n"
+ONE = b"2\r\n{}\r\n0\r\n\r\n"
+WHOLE = {
+    "length-with-zeros": POST + b"Content-Length: 0002\r\n\r\n{}",
+    "length-with-white-space": POST + b"Content-Length: \t2 \t\r\n\r\n{}",
+    "coding-in-capitals": POST + b"tRANSFER-eNCODING: CHUNKED\r\n\r\n" + ONE,
+    "coding-after-others": POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n" + ONE,
+    "coding-after-others-in-two-fields": POST
+    + b"Transfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n\r\n"
+    + ONE,
+    "coding-in-a-list-with-a-hole": POST + b"Transfer-Encoding: ,chunked\r\n\r\n" + ONE,
+    "chunk-with-zeros": CHUNKED + b"\r\n" + ZEROS.encode() + ONE,
+    "chunk-with-an-extension": CHUNKED + b'\r\n2;a=b;c="d"\r\n{}\r\n0;e\r\n\r\n',
+    "chunks-of-a-request": CHUNKED + b"\r\n" + chunked(SMUGGLED),
+    "length-of-a-request": POST + b"Content-Length: %d\r\n\r\n" % len(SMUGGLED) + SMUGGLED,
+    "name-that-only-looks-like-a-length": POST + b"Content_Length: 99\r\n\r\n",
+    "upgrade-without-a-body": POST + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+    "upgrade-with-an-empty-body": POST
+    + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 0\r\n\r\n",
+    "empty-lines-before": b"\r\n\r\n" + POST + b"\r\n",
+    "absolute-form": POST.replace(b"/healthz", b"http://elsewhere.test/healthz") + b"\r\n",
+}
+
+
+@pytest.mark.parametrize("request_", WHOLE.values(), ids=WHOLE)
+async def test_an_odd_request_is_one_request(server: Server, request_: bytes) -> None:
+    assert statuses(await answers(server.port, request_ + LAST)) == [405, 200]
+
+
+ENDLESS = {
+    "length-of-2^63": POST + b"Content-Length: 9223372036854775808\r\n\r\n",
+    "length-of-2^64-1": POST + b"Content-Length: 18446744073709551615\r\n\r\n",
+    "chunk-of-2^64-1": CHUNKED + b"\r\nffffffffffffffff\r\n",
+}
+
+
+@pytest.mark.parametrize("head", ENDLESS.values(), ids=ENDLESS)
+async def test_a_body_without_end_is_cut_off(server: Server, head: bytes) -> None:
+    told = await answers(server.port, head, SMUGGLED * (2**21 // len(SMUGGLED)))
+    assert statuses(told) == [405]
+
+
+OLD = {
+    "http-0.9": b"GET /healthz\r\n\r\n",
+    "http-1.0": b"GET /healthz HTTP/1.0\r\n\r\n",
+    "http-1.0-that-would-stay": b"GET /healthz HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+    "http-1.0-with-a-length": POST.replace(b"1.1", b"1.0") + b"Content-Length: 2\r\n\r\n{}",
+    "http-1.0-with-a-coding": CHUNKED.replace(b"1.1", b"1.0") + b"\r\n" + ONE,
+    "http-1.0-that-upgrades": b"GET / HTTP/1.0\r\nConnection: Upgrade\r\nUpgrade: a\r\n\r\n",
+    "http-2-in-words": b"GET /healthz HTTP/2.0\r\nHost: testserver\r\n\r\n",
+    "http-1.1-that-closes": LAST,
+}
+
+
+@pytest.mark.parametrize("request_", OLD.values(), ids=OLD)
+async def test_what_does_not_stay_gets_one_answer_and_the_end(
+    server: Server, request_: bytes
+) -> None:
+    caller = Caller(server.port)
+    task = await caller.create("Kept")
+    behind = caller.request("DELETE", str(task["id"]))
+    [answer] = await answers(server.port, request_ + behind)
+    assert answer.status in {200, 400, 404, 405}
+    assert answer.headers["connection"] == "close"
+    assert await titles(caller) == ["Kept"]
+
+
+async def test_a_trailer_is_no_header(server: Server) -> None:
+    """RFC 9110 section 6.5.1: what a proxy has looked at is all that counts."""
+    caller = Caller(server.port)
+    head = f"GET {support.path_of(caller.user)} HTTP/1.1\r\nHost: testserver\r\n"
+    trailer = f"0\r\nAuthorization: {caller.headers['Authorization']}\r\nX-Request-ID: late\r\n\r\n"
+    request = f"{head}Transfer-Encoding: chunked\r\n\r\n{trailer}".encode()
+    for cut in (len(request), len(head), request.index(b"0\r\nA"), request.index(b"late")):
+        answer, _ = await answers(server.port, request[:cut], request[cut:] + LAST)
+        assert answer.status == 401
+        assert answer.headers["x-request-id"] != "late"
+
+
+# What is no HTTP
+
+LENGTH = POST + b"Content-Length: "
+CODING = POST + b"Transfer-Encoding: "
+NO_HTTP = {
+    "babble": b"what is this?\r\n\r\n",
+    "binary": bytes(range(256)),
+    "tls": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100),
+    "http-2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "unknown-method": b"BREW /healthz HTTP/1.1\r\n\r\n",
+    "lower-case-method": b"get /healthz HTTP/1.1\r\n\r\n",
+    "unknown-version": b"GET /healthz HTTP/3.7\r\n\r\n",
+    "other-protocol": b"GET /healthz ICE/1.0\r\n\r\n",
+    "authority-form": GET.replace(b"/healthz", b"testserver:80") + b"\r\n",
+    "control-in-the-path": b"GET /heal\x01thz HTTP/1.1\r\n\r\n",
+    "white-space-after-the-version": GET.replace(b"1.1", b"1.1 ") + b"\r\n",
+    "tabs-in-the-request-line": GET.replace(b" /healthz ", b"\t/healthz\t") + b"\r\n",
+    "no-host": b"GET /healthz HTTP/1.1\r\n\r\n",
+    "two-hosts": GET + b"Host: elsewhere.test\r\n\r\n",
+    "header-without-colon": GET + b"no colon\r\n\r\n",
+    "header-without-name": GET + b": z\r\n\r\n",
+    "space-in-a-name": GET + b"X Y: z\r\n\r\n",
+    "space-before-the-colon": GET + b"X-Y : z\r\n\r\n",
+    "nul-in-a-name": GET + b"X-\x00Y: z\r\n\r\n",
+    "nul-in-a-value": GET + b"X-Y: \x00\r\n\r\n",
+    "control-in-a-value": GET + b"X-Y: \x01\r\n\r\n",
+    "folded-value": GET + b"X-Y: a\r\n b\r\n\r\n",
+    "folded-length": LENGTH + b"\r\n 2\r\n\r\n{}",
+    "folded-coding": CODING + b"\r\n chunked\r\n\r\n" + ONE,
+    "bare-lf-everywhere": GET.replace(b"\r", b"") + b"\n",
+    "bare-lf-in-the-head": POST + b"X-Y: a\nContent-Length: 2\r\n\r\n{}",
+    "bare-lf-after-the-head": LENGTH + b"2\r\n\n{}",
+    "bare-cr-in-the-head": POST + b"X-Y: a\rTransfer-Encoding: chunked\r\n\r\n" + ONE,
+    "two-crs": GET + b"X-Y: a\r\r\n\r\n",
+    "length-empty": LENGTH + b"\r\n\r\n",
+    "length-no-number": LENGTH + b"ten\r\n\r\n",
+    "length-negative": LENGTH + b"-1\r\n\r\n",
+    "length-with-a-plus": LENGTH + b"+2\r\n\r\n{}",
+    "length-in-hex": LENGTH + b"0x2\r\n\r\n{}",
+    "length-with-an-underscore": LENGTH + b"0_2\r\n\r\n{}",
+    "length-in-other-digits": LENGTH + "\u0662\r\n\r\n{}".encode(),
+    "length-with-a-fraction": LENGTH + b"2.0\r\n\r\n{}",
+    "length-over-all-bounds": LENGTH + b"99999999999999999999999\r\n\r\n",
+    "length-of-2^64+2": LENGTH + b"18446744073709551618\r\n\r\n{}",
+    "lengths-in-a-list": LENGTH + b"2,2\r\n\r\n{}",
+    "lengths-with-a-space": LENGTH + b"2 2\r\n\r\n{}",
+    "two-lengths": LENGTH + b"1\r\nContent-Length: 2\r\n\r\n{}",
+    "two-equal-lengths": LENGTH + b"2\r\nContent-Length: 2\r\n\r\n{}",
+    "length-and-chunks": LENGTH + b"2\r\nTransfer-Encoding: chunked\r\n\r\n{}",
+    "chunks-and-length": CHUNKED + b"Content-Length: 5\r\n\r\n0\r\n\r\n",
+    "length-and-another-coding": LENGTH + b"2\r\nTransfer-Encoding: identity\r\n\r\n{}",
+    "length-before-a-bad-colon": POST + b"Content-Length : 2\r\n\r\n{}",
+    "coding-before-a-bad-colon": POST + b"Transfer-Encoding : chunked\r\n\r\n" + ONE,
+    "coding-empty": CODING + b"\r\n\r\n" + ONE,
+    "coding-unknown": CODING + b"xchunked\r\n\r\n" + ONE,
+    "coding-in-quotes": CODING + b'"chunked"\r\n\r\n' + ONE,
+    "coding-with-a-parameter": CODING + b"chunked;q=1\r\n\r\n" + ONE,
+    "coding-after-a-control": CODING + b"\x0bchunked\r\n\r\n" + ONE,
+    "coding-that-does-not-end-in-chunks": CODING + b"chunked, identity\r\n\r\n" + ONE,
+    "coding-in-two-fields": CHUNKED + b"Transfer-Encoding: identity\r\n\r\n" + ONE,
+    "coding-twice": CODING + b"chunked, chunked\r\n\r\n" + ONE,
+    "coding-without-chunks": CODING + b"gzip\r\n\r\n" + ONE,
+    "upgrade-length-and-chunks": CHUNKED
+    + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 2\r\n\r\n{}",
+    "upgrade-and-two-lengths": LENGTH
+    + b"1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 2\r\n\r\n{}",
+}
+
+
+@pytest.mark.parametrize("request_", NO_HTTP.values(), ids=NO_HTTP)
+async def test_what_is_no_http_gets_the_one_error_shape(server: Server, request_: bytes) -> None:
+    [answer] = await answers(server.port, request_ + SMUGGLED)
+    is_last(answer, 400, BAD_REQUEST)
+
+
+TITLE_CHUNK = b"%x\r\n%b\r\n" % (len(TITLE), TITLE)
+BROKEN = {
+    "what-is-no-chunk": TITLE_CHUNK + b"what\r\n",
+    "size-in-hex-of-c": b"0x" + TITLE_CHUNK,
+    "size-with-a-plus": b"+" + TITLE_CHUNK,
+    "size-negative": b"-" + TITLE_CHUNK,
+    "size-after-a-space": b" " + TITLE_CHUNK,
+    "size-before-a-space": TITLE_CHUNK.replace(b"\r", b" \r", 1),
+    "size-empty": b"\r\n",
+    "size-over-all-bounds": b"1" + b"0" * 16 + TITLE_CHUNK,
+    "size-too-small": b"1\r\n" + TITLE + b"\r\n",
+    "bare-lf-after-the-size": TITLE_CHUNK.replace(b"\r\n", b"\n", 1),
+    "bare-lf-after-the-data": TITLE_CHUNK[:-2] + b"\n",
+    "bare-lf-after-the-last": TITLE_CHUNK + b"0\n\n",
+    "bare-lf-in-an-extension": TITLE_CHUNK.replace(b"\r", b";a\nb\r", 1),
+    "bare-cr-after-the-size": TITLE_CHUNK.replace(b"\r\n", b"\r", 1),
+    "length-in-the-trailer": TITLE_CHUNK + b"0\r\nContent-Length: 99\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("body", BROKEN.values(), ids=BROKEN)
+async def test_a_broken_chunk_is_400_and_stores_nothing(server: Server, body: bytes) -> None:
+    caller = Caller(server.port)
+    head = caller.head("POST", "", Content_Type="application/json", Transfer_Encoding="chunked")
+    end = b"" if body.endswith(b"\n\n") or b"0\r\n" in body else b"0\r\n\r\n"
+    for packets in ((head + body + end + SMUGGLED,), (head, body + end + SMUGGLED)):
+        [answer] = await answers(server.port, *packets)
+        is_last(answer, 400, BAD_REQUEST)
+    assert await titles(caller) == []
+
+
+JUNK = {
+    "a-letter": (b"x", 400, BAD_REQUEST),
+    "a-nul": (b"\0", 400, BAD_REQUEST),
+    "a-space": (b" ", 400, BAD_REQUEST),
+    "a-line-and-a-letter": (b"\r\nx", 400, BAD_REQUEST),
+    "a-header": (b"X-Y: z\r\n\r\n", 400, BAD_REQUEST),
+    "babble": (b"what is this?\r\n\r\n", 400, BAD_REQUEST),
+    "a-huge-head": (GET + b"X-Huge: " + b"a" * 70 * 2**10, 431, HEADERS_TOO_LARGE),
+}
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize(("rest", "status", "body"), JUNK.values(), ids=JUNK)
+async def test_a_good_request_before_junk_gets_its_own_answer(
+    server: Server, coding: str, rest: bytes, status: int, body: Any
+) -> None:
+    caller = Caller(server.port)
+    request = with_body(caller, "", TITLE, coding)
+    for count, packets in (
+        (1, (request + rest,)),
+        (1, (request, rest)),
+        (3, (request * 3 + rest,)),
+    ):
+        before = len(await titles(caller))
+        *own, last = await answers(server.port, *packets)
+        assert [(answer.status, answer.body["title"]) for answer in own] == [(201, "Whole")] * count
+        is_last(last, status, body)
+        assert await titles(caller) == ["Whole"] * (before + count)
+
+
+def test_the_log_of_all_this_holds_no_traceback(server: Server) -> None:
+    assert "Traceback" not in server.stderr()
