@@ -177,6 +177,31 @@ async def test_one_user_never_holds_more_than_half_of_the_connections(
     postgres.drop_database(url)
 
 
+async def test_nobody_waits_behind_long_lists_that_are_a_users_first(
+    serve: Serve, crowded: str
+) -> None:
+    """The long ones are the first to wait, and have a connection to themselves all the same."""
+    settings = {"DB_POOL_SIZE": "2", "DB_TIMEOUT": "30"}
+    server = await asyncio.to_thread(serve, settings, database_url=crowded)
+    before = [Caller(server.port) for _ in range(2)]
+    heavy = [Caller(server.port, HEAVY) for _ in range(6)]
+    others = [Caller(server.port) for _ in range(10)]
+
+    asked = []
+    async with asyncio.TaskGroup() as group:
+        with locked(crowded, LOCKED_TABLE):
+            for callers in (before[:1], before[1:], heavy, others):
+                asked += [group.create_task(caller.ask("GET", "")) for caller in callers]
+                await asyncio.sleep(0.3)
+            assert len(waiting(crowded)) == len(before)
+    answers = [each.result() for each in asked]
+    slowest = max(answer.seconds for answer in answers[-len(others) :])
+    longest = max(answer.seconds for answer in answers)
+    print(f"others within {slowest:.2f} s, the long ones within {longest:.2f} s")
+    assert {answer.status for answer in answers} == {200}
+    assert slowest < 1.0
+
+
 QUEUED: dict[str, tuple[Any, ...]] = {
     "list": ("GET", ""),
     "get": ("GET", "{id}"),
