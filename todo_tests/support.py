@@ -28,6 +28,7 @@ from psycopg import sql
 
 ROOT = Path(__file__).parent.parent
 SECRET = "only-the-tests-sign-with-this-secret-0123456789"
+PASSWORD = "hunter2-is-the-password"
 AUTH_URL = "http://localhost:3000"
 ORIGIN = "http://localhost:3000"
 
@@ -382,6 +383,14 @@ class Server:
 
 
 Serve = Callable[..., Server]
+
+
+def assert_refused(server: Server, *words: str, within: float = 30.0) -> None:
+    """It ended with exit code 1 and one message that has the words, no secret and no traceback."""
+    assert server.wait(within) == 1
+    message = server.stderr()
+    assert not [word for word in words if word not in message], message
+    assert not [bad for bad in ("Traceback", SECRET, PASSWORD) if bad in message], message
 
 
 def plain_environment(**variables: str | None) -> dict[str, str]:

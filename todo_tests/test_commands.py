@@ -1,10 +1,6 @@
-"""The command line: start-up, deployment of the one file, init-db, token, dev, uvicorn."""
+"""The command line: start-up, deployment of the one file, init-db, token."""
 
-import os
 import re
-import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -15,40 +11,24 @@ import psycopg
 import pytest
 
 from todo_tests.support import (
+    PASSWORD,
     ROOT,
     SECRET,
     Database,
     Serve,
     Server,
     assert_error,
+    assert_refused,
     assert_task,
     bearer,
     eventually,
     free_port,
     path_of,
-    plain_environment,
     servers,
 )
 
-ALL_FILES = ("todo.py", "schema.sql", "openapi.yaml", "requirements.txt", ".env.example")
-PASSWORD = "hunter2-is-the-password"
+ALL_FILES = ("todo.py", "schema.sql", "openapi.yaml", ".requirements-run.txt", ".env.example")
 NO_SETTINGS = {"NEON_DB_URL": None, "BETTER_AUTH_SECRET": None, "BETTER_AUTH_URL": None}
-
-
-@pytest.fixture
-def empty_database(postgres: Database) -> Iterator[str]:
-    """A database without the table."""
-    url = postgres.create_database()
-    yield url
-    postgres.drop_database(url)
-
-
-def assert_refused(server: Server, *words: str, within: float = 30.0) -> None:
-    """It ended with exit code 1 and one message that has the words, no secret and no traceback."""
-    assert server.wait(within) == 1
-    message = server.stderr()
-    assert not [word for word in words if word not in message], message
-    assert not [bad for bad in ("Traceback", SECRET, PASSWORD) if bad in message], message
 
 
 # Start-up
@@ -93,8 +73,8 @@ def test_a_database_that_cannot_hold_every_title_is_refused(
     server = serve(database_url=url, args=(command,), files=ALL_FILES, wait=False)
     assert_refused(server, encoding, "UTF8", within=10.0)
     assert len(server.stderr().splitlines()) <= 3
-    tables = "select count(*) from pg_tables where tablename = 'tasks'"
-    assert postgres.execute(tables, database_url=url) == [(command == "serve",)]
+    tables = "select 1 from pg_tables where tablename = 'tasks'"
+    assert len(postgres.execute(tables, database_url=url)) == (command == "serve")
     postgres.drop_database(url)
 
 
@@ -163,6 +143,22 @@ def test_init_db_is_one_transaction(serve: Serve, postgres: Database, empty_data
     assert postgres.execute(indexes, database_url=empty_database) == []
 
 
+def test_init_db_fails_beside_an_old_table_and_says_what_differs(
+    serve: Serve, postgres: Database, empty_database: str
+) -> None:
+    """As `check` says it; nothing of the table is touched."""
+    schema = (ROOT / "schema.sql").read_text("utf-8")
+    damage = "alter table tasks drop column description, alter title type text"
+    postgres.execute(f"{schema}; {damage}", database_url=empty_database)
+    refused = init_db(serve, empty_database)
+    assert_refused(refused)
+    assert refused.stderr().split("\n")[1:3] == [
+        "  column title is text not null, it must be varchar(200) not null",
+        "  column description is missing, it must be text",
+    ]
+    assert refused.stdout() == ""
+
+
 def test_init_db_without_its_file_or_settings_says_so(serve: Serve, empty_database: str) -> None:
     alone = serve(database_url=empty_database, args=("init-db",), wait=False)
     unset = serve({"NEON_DB_URL": None}, args=("init-db",), files=ALL_FILES, wait=False)
@@ -216,170 +212,14 @@ def test_wrong_use_of_the_command_line_is_explained(serve: Serve) -> None:
     assert all(name in helped.stdout() for name in ("dev", "init-db", "token"))
 
 
-# dev
-
-
-def printed(server: Server) -> str:
-    """What `dev` has printed, once it serves."""
-    server.wait_until_it_serves()
-    text: str = eventually(lambda: "curl" in server.stdout() and server.stdout(), within=10)
-    return text
-
-
-def token_in(text: str) -> dict[str, str]:
-    """The Authorization header with the token that was printed."""
-    [token] = set(re.findall(r"eyJ[\w-]+\.[\w-]+\.[\w-]+", text))
-    return {"Authorization": f"Bearer {token}"}
-
-
-def postgres_folder(server: Server) -> list[str]:
-    """The pid files of PostgreSQL servers below its data folder."""
-    return [str(path) for path in (server.folder / ".todo-dev").rglob("postmaster.pid")]
-
-
-def interrupt(server: Server) -> int:
-    """Ctrl-C: the terminal signals the whole foreground group. The exit code."""
-    os.killpg(server.process.pid, signal.SIGINT)
-    return server.wait()
-
-
-@pytest.mark.skipif(not shutil.which("curl"), reason="the lines to paste need curl")
-def test_dev_serves_with_nothing_configured_and_loses_nothing(serve: Serve) -> None:
-    """Design 2: a real PostgreSQL, lines that work as pasted, Ctrl-C, and a second start."""
-    port = str(free_port())
-    first = serve({**NO_SETTINGS, "PORT": port}, args=("dev",), files=ALL_FILES, wait=False)
-    text = printed(first)
-    assert first.url in text
-    assert f"{first.url}/docs" in text
-    headers = token_in(text)
-    tasks = first.url + path_of("demo")
-    kept = httpx.post(tasks, json={"title": "Kept"}, headers=headers).json()
-    assert_task(kept, user_id="demo", title="Kept")
-
-    lines = [line for line in text.split("\n") if re.match(r"\s*([A-Z]+=|curl )", line)]
-    bash = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", "\n".join(lines)],
-        cwd=first.folder,
-        env=plain_environment(),
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=30,
-    )
-    assert (bash.returncode, bash.stderr) == (0, "")
-    log = first.stderr().partition(" POST /api/demo/tasks 201 ")[2]
-    requests = re.findall(r" (GET|POST|PUT|PATCH|DELETE) /api/demo/tasks\S* (\d+) ", log)
-    assert {("POST", "201"), ("GET", "200"), ("PUT", "200"), ("PATCH", "200")} < set(requests)
-    assert ("DELETE", "204") in requests
-    assert not [request for request in requests if request[1] >= "400"]
-    assert re.search(r" GET /api/demo/tasks/\d+ 200 ", log), "no line reads one task"
-    assert bash.stdout.count('"user_id":"demo"') >= 4
-    assert httpx.get(tasks, headers=headers).json() == [kept]
-
-    assert len(postgres_folder(first)) == 1
-    assert interrupt(first) in {0, 130}
-    assert postgres_folder(first) == [], "PostgreSQL was not stopped cleanly"
-    assert "Traceback" not in first.stderr()
-
-    second = serve(
-        {**NO_SETTINGS, "PORT": port}, args=("dev",), files=(), folder=first.folder, wait=False
-    )
-    again = printed(second)
-    assert httpx.get(tasks, headers=headers).json() == [kept]
-    assert httpx.get(tasks, headers=token_in(again)).json() == [kept]
-    second.stop(signal.SIGTERM)
-    assert postgres_folder(second) == []
-    secret_files = [
-        path
-        for path in (second.folder / ".todo-dev").iterdir()
-        if path.is_file() and "secret" in path.name
-    ]
-    assert [oct(path.stat().st_mode & 0o077) for path in secret_files] == ["0o0"]
-
-
-def test_what_is_set_in_the_environment_wins_over_dev(
-    serve: Serve, empty_database: str, user: str
-) -> None:
-    """Design 2: a real frontend's secret, or a database of one's own."""
-    origin = "https://frontend.example"
-    server = serve(
-        {"ALLOWED_ORIGINS": origin, "BETTER_AUTH_URL": None},
-        database_url=empty_database,
-        args=("dev",),
-        files=ALL_FILES,
-        wait=False,
-    )
-    text = printed(server)
-    assert server.url in text
-    assert "runs on NEON_DB_URL" in text
-    response = httpx.get(server.url + path_of(user), headers={**bearer(user), "Origin": origin})
-    assert (response.status_code, response.json()) == (200, [])
-    assert response.headers["access-control-allow-origin"] == origin
-    claims = jwt.decode(token_in(text)["Authorization"][7:], SECRET, algorithms=["HS256"])
-    assert claims["sub"] == "demo"
-    assert postgres_folder(server) == []
-    assert SECRET not in text + server.stderr()
-    assert interrupt(server) in {0, 130}
-
-
-def test_dev_refuses_faulty_variables_like_any_start(serve: Serve) -> None:
-    server = serve(
-        {"NEON_DB_URL": None, "BETTER_AUTH_SECRET": "short", "PORT": "http"},
-        args=("dev",),
-        files=ALL_FILES,
-        wait=False,
-    )
-    assert_refused(server, "BETTER_AUTH_SECRET", "PORT")
-    assert postgres_folder(server) == []
-
-
-# uvicorn
-
-
-@pytest.mark.parametrize(
-    "args",
-    [
-        pytest.param(("todo:app",), id="todo:app"),
-        pytest.param(("--factory", "todo:create_app"), id="--factory todo:create_app"),
-    ],
-)
-def test_uvicorn_serves_the_app_from_the_environment(
-    serve: Serve, user: str, args: tuple[str, ...]
-) -> None:
-    """Design 2."""
-    port = free_port()
-    command = (sys.executable, "-m", "uvicorn", *args, "--port", str(port))
-    server = serve({"PORT": None}, command=command, wait=False)
-    server.wait_for(f"http://127.0.0.1:{port}")
-    headers = {**bearer(user), "X-Request-ID": user}
-    response = httpx.get(f"http://127.0.0.1:{port}{path_of(user)}", headers=headers)
-    assert (response.status_code, response.json()) == (200, [])
-    server.log_lines(f"request={user} ")
-    server.stop()
-    assert "Traceback" not in server.stderr()
-
-
-@pytest.mark.parametrize("args", [("todo:app",), ("--factory", "todo:create_app")], ids=len)
-def test_uvicorn_without_an_environment_is_refused_by_name(
-    serve: Serve, args: tuple[str, ...]
-) -> None:
-    command = (sys.executable, "-m", "uvicorn", *args)
-    server = serve({"BETTER_AUTH_URL": None, "PORT": None}, command=command, wait=False)
-    assert server.wait() != 0
-    assert "BETTER_AUTH_URL" in server.stderr()
-    assert SECRET not in server.stderr()
+# Import
 
 
 def test_a_plain_import_needs_no_environment(serve: Serve) -> None:
-    """Design 2: `app` is built when it is first asked for."""
-
-    def run(code: str) -> Server:
-        return serve(NO_SETTINGS, command=(sys.executable, "-c", code), wait=False)
-
-    plain = run("import todo; print(todo.create_app.__name__, hasattr(todo, 'nothing'))")
-    asked = run("from todo import app")
+    """Design 2: tests and tools import `todo`; nothing is made but by `create_app(settings)`."""
+    code = "import todo; print(todo.create_app.__name__, hasattr(todo, 'app'))"
+    plain = serve(NO_SETTINGS, command=(sys.executable, "-c", code), wait=False)
     assert (plain.wait(), plain.stdout(), plain.stderr()) == (0, "create_app False\n", "")
-    assert_refused(asked, "NEON_DB_URL", "BETTER_AUTH_SECRET", "BETTER_AUTH_URL")
 
 
 # Last, because it takes its time

@@ -485,22 +485,28 @@ def test_readme_names_every_variable_and_which_are_required() -> None:
     }
 
 
-def requirements(group: str) -> list[str]:
-    """The lines of a group, which ends at the next comment."""
-    text = (ROOT / "requirements.txt").read_text("utf-8")
-    groups = dict(re.findall(r"^# (.*)\n((?:[^#\n].*\n|\n)*)", text, re.MULTILINE))
-    return groups[group].split()
+def requirements() -> dict[str, list[str]]:
+    """The lines of both files by group, which a comment opens; the second includes the first."""
+    run, everything = (
+        (ROOT / name).read_text("utf-8") for name in (".requirements-run.txt", "requirements.txt")
+    )
+    include, _, development = everything.partition("\n")
+    assert include == "-r .requirements-run.txt"
+    groups = re.findall(r"^# (.*)\n((?:[^#\n].*\n|\n)*)", run + development, re.MULTILINE)
+    return {name: lines.split() for name, lines in groups}
 
 
 def test_todo_py_names_the_run_time_requirements() -> None:
     [block] = re.findall(r"^# /// script\n((?:#.*\n)+?)# ///$", source(), re.MULTILINE)
     metadata = tomllib.loads(re.sub("^# ?", "", block, flags=re.MULTILINE))
-    assert metadata["dependencies"] == requirements("run time")
+    assert metadata["dependencies"] == requirements()["run time"]
     assert metadata["requires-python"] == ">=3.11"
 
 
 def test_every_requirement_is_pinned_exactly_and_once() -> None:
-    lines = requirements("run time") + requirements("development")
+    groups = requirements()
+    assert list(groups) == ["run time", "the PostgreSQL of `todo.py dev`", "development"]
+    lines = [line for group in groups.values() for line in group]
     assert [
         line for line in lines if not re.fullmatch(r"[\w.-]+(\[[\w,-]+\])?==[\w.]+", line)
     ] == []

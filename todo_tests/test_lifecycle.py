@@ -318,7 +318,10 @@ FAULTS: dict[str, tuple[dict[str, str | None], str]] = {
         {"NEON_DB_URL": f"postgresql://x:a-password@127.0.0.1:{free_port()}/z"},
         "refused",
     ),
-    "jwks-down": ({"BETTER_AUTH_URL": f"http://127.0.0.1:{free_port()}"}, "jwks"),
+    "jwks-down": (
+        {"BETTER_AUTH_URL": f"http://127.0.0.1:{free_port()}"},
+        "is BETTER_AUTH_URL right, and reachable from here?",
+    ),
     "jwks-wrong-page": ({"JWKS_URL": "{keys}/nothing/here"}, "jwks"),
 }
 
@@ -352,6 +355,15 @@ TABLES = {
     ),
     "id-not-made": ("alter table tasks alter column id drop identity", r"\bid\b"),
     "column-that-must-be-given": ("alter table tasks add column more text not null", "more"),
+    "index-missing": ("drop index tasks_user_id_completed_idx", r"\(user_id, completed\)"),
+    "key-missing": ("alter table tasks drop constraint tasks_pkey", r"\(id\) or \(user_id, id\)"),
+    "two-faults": (
+        (
+            "alter table tasks drop column title; drop index tasks_user_id_idx,"
+            " tasks_user_id_completed_idx"
+        ),
+        r"column title .*; index .*; index ",
+    ),
 }
 
 
@@ -378,12 +390,54 @@ def test_check_names_an_encoding_that_cannot_hold_every_title(
     assert re.search("^FAIL .*UTF8", about(lines, encoding))
 
 
+def test_check_accepts_more_than_is_needed(
+    tmp_path: Path, environment: dict[str, str], postgres: Database
+) -> None:
+    """Columns with a default and wider indexes harm nobody."""
+    url = postgres.create_database(schema=True)
+    postgres.execute(
+        "alter table tasks add column more text, add column due date not null default now();"
+        "drop index tasks_user_id_idx; create index on tasks (user_id, id)",
+        database_url=url,
+    )
+    code, lines = check(tmp_path, {**environment, "NEON_DB_URL": url})
+    postgres.drop_database(url)
+    assert (code, about(lines, r"\btable\b")) == (0, "ok    table: as schema.sql describes it")
+
+
+def test_check_prints_the_grant_that_is_missing_and_it_helps(
+    tmp_path: Path, environment: dict[str, str], own_postgres: NewPostgres
+) -> None:
+    """With the least role: it may select, insert, update and delete, and that is enough."""
+    postgres = own_postgres()
+    url = postgres.create_database(schema=True)
+    postgres.execute(
+        'create role "to-do" login; grant select on tasks to "to-do"', database_url=url
+    )
+    environment["NEON_DB_URL"] = url.replace("//postgres@", "//to-do@")
+    code, lines = check(tmp_path, environment)
+    grant = 'grant insert, update, delete on tasks to "to-do";'
+    assert code == 1
+    assert about(lines, r"\btable\b") == (
+        f"FAIL  table: the role may not insert, update, delete: {grant}"
+    )
+    postgres.execute(grant, database_url=url)
+    assert check(tmp_path, environment)[0] == 0
+    with support.servers(environment["NEON_DB_URL"]) as serve:
+        server = serve()
+        asyncio.run(Life(server.port).steps(40))
+
+
 TOKENS: dict[str, tuple[Callable[[], str], int, str]] = {
     "good": (lambda: token("demo-user"), 0, "demo-user"),
     "with-its-scheme": (lambda: f"Bearer {token('demo-user')}", 0, "demo-user"),
     "expired": (lambda: token("demo-user", exp=1_000_000_000), 1, "expired"),
     "not-yet": (lambda: token("demo-user", nbf=int(time.time()) + 3600), 1, "nbf|not yet"),
-    "of-another-secret": (lambda: token("demo-user", key="x" * 40), 1, "signature"),
+    "of-another-secret": (
+        lambda: token("demo-user", key="x" * 40),
+        1,
+        "signature.*; was it signed with another secret\\?$",
+    ),
     "of-nobody": (lambda: token(None), 1, r"\bsub\b|user"),
     "without-end": (lambda: token("demo-user", exp=None), 1, r"\bexp\b"),
     "for-somebody-else": (lambda: token("demo-user", aud="https://else.test"), 1, "aud"),

@@ -12,6 +12,7 @@ import pytest
 
 from todo_tests.support import (
     AUTH_URL,
+    PASSWORD,
     ROOT,
     SECRET,
     Serve,
@@ -25,7 +26,6 @@ from todo_tests.support import (
 if TYPE_CHECKING:
     import todo
 
-PASSWORD = "hunter2-is-the-password"
 PLACEHOLDER = "the placeholder of .env.example"
 URL = f"postgresql://user:{PASSWORD}@127.0.0.1:1/todo"
 NAMES = {
@@ -156,6 +156,7 @@ ACCEPTED: dict[str, dict[str, object]] = {
         "neon_db_url": "postgresql://u:p@ep-cool-name-123456.us-east-2.aws.neon.tech/neondb"
         "?sslmode=require&channel_binding=require"
     },
+    "a password with # and ?": {"neon_db_url": URL.replace("hunter2", "hunter#2?")},
     "a socket": {"neon_db_url": "postgresql://postgres:@/postgres?host=/tmp"},
     "a secret of 32 bytes": {"better_auth_secret": "0123456789abcdef0123456789abcdeF"},
     "a secret of 16 two-byte characters": {"better_auth_secret": "é" * 16},
@@ -175,6 +176,40 @@ def test_good_values_are_accepted(
     make_settings: "Callable[..., todo.Settings]", overrides: dict[str, object]
 ) -> None:
     make_settings(**overrides)
+
+
+_PASSWORD = "percent-encoded: %40 for @, %2F for /, %23 for #, %25 for %"
+_PARAMETER = "a parameter that PostgreSQL does not know"
+_PSQL = "what stands between the quotes of a psql command"
+MISTAKES = {
+    "a psql command": (f"psql '{URL}'", _PSQL),
+    "its quotes": (f"'{URL}'", _PSQL),
+    "a bare @": (URL.replace("hunter2", "hunter@2"), _PASSWORD),
+    "a bare /": (URL.replace("hunter2", "hunter/2"), _PASSWORD),
+    "a bare / behind digits": (URL.replace("hunter2-is-the-", "1/hunter2-is-the-"), _PASSWORD),
+    "a bare %": (URL.replace("hunter2", "hunter%2"), _PASSWORD),
+    "a bare ? behind a bare /": (URL.replace("hunter2", "hunter/2?x"), _PASSWORD),
+    "Prisma's parameter": (f"{URL}?sslmode=require&pgbouncer=true", _PARAMETER),
+    "another database": (URL.replace("postgresql", "mysql"), "must be a database URL"),
+}
+
+
+@pytest.mark.parametrize(("value", "sentence"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_in_a_database_url_has_its_own_sentence(
+    monkeypatch: pytest.MonkeyPatch, make_settings: object, value: str, sentence: str
+) -> None:
+    """It shows nothing of the value, which may hold a password in any place."""
+    import todo
+
+    monkeypatch.setenv("NEON_DB_URL", value)
+    monkeypatch.setenv("BETTER_AUTH_SECRET", SECRET)
+    monkeypatch.setenv("BETTER_AUTH_URL", AUTH_URL)
+    with pytest.raises(todo.StartupError) as refused:
+        todo.load_settings(todo.Settings, env_file=None)
+    lines = str(refused.value).split("\n")
+    assert lines[1].startswith("  NEON_DB_URL is not valid: it ")
+    assert sentence in lines[1]
+    assert not re.search("hunter|password@|127", lines[1].replace("user:password@host", ""))
 
 
 def test_settings_show_no_secret(make_settings: "Callable[..., todo.Settings]") -> None:
@@ -232,7 +267,7 @@ def test_a_dotenv_file_that_cannot_be_read_is_named(serve: Serve) -> None:
         check=False,
     )
     assert refused.returncode == 1
-    assert refused.stderr == "todo.py cannot start: .env cannot be read (it is not UTF-8)\n"
+    assert refused.stderr == "todo.py cannot read .env (it is not UTF-8)\n"
 
 
 def test_the_jwks_url_is_taken_to_the_letter(make_settings: "Callable[..., todo.Settings]") -> None:
