@@ -350,8 +350,9 @@ class LogHandler(logging.Handler):
         self.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
         self.lines: deque[str] = deque()
         self.dropped = 0
-        self.wake = threading.Event()
-        threading.Thread(target=self._write, daemon=True).start()
+        self.written = threading.Event()
+        self.awake = threading.Event()
+        threading.Thread(target=self._run, daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
         self.write(self.format(record))
@@ -361,28 +362,39 @@ class LogHandler(logging.Handler):
             self.lines.append(line)
         else:
             self.dropped += 1
-        if not self.wake.is_set():
-            self.wake.set()
+        if not self.awake.is_set():
+            self.awake.set()
 
     def flush(self) -> None:
         """Wait until all is written, for LOG_GRACE at the most; `logging` calls it at the end."""
-        deadline = time.monotonic() + LOG_GRACE
-        while self.wake.is_set() and time.monotonic() < deadline:
-            time.sleep(LOG_DELAY / 4)
+        self.written.clear()
+        self.awake.set()
+        self.written.wait(LOG_GRACE)
 
-    def _write(self) -> None:
-        while self.wake.wait():
+    def _run(self) -> None:
+        while self.awake.wait():
             time.sleep(LOG_DELAY)
-            lines = [self.lines.popleft() for _ in range(len(self.lines))]
+            self.awake.clear()
             if self.dropped:
-                lines.append(f"{log_time(time.time())} WARNING {self.dropped} lines are missing")
+                self.lines.append(f"{log_time(time.time())} WARNING {self.dropped} lines dropped")
                 self.dropped = 0
-            unwritten = "".join(f"{line}\n" for line in lines).encode()
-            with suppress(OSError):  # a pipe that nobody reads any more
-                while unwritten and sys.stderr is not None:
-                    unwritten = unwritten[os.write(2, unwritten) :]
-            if not self.lines:
-                self.wake.clear()
+            piece = b""
+            while self.lines:
+                line = f"{self.lines.popleft()}\n".encode()
+                # What a pipe takes at once does not mix with the lines of other processes.
+                if len(piece) + len(line) > select.PIPE_BUF:
+                    self._write(piece)
+                    piece = b""
+                piece += line
+            self._write(piece)
+            if not self.awake.is_set():
+                self.written.set()
+
+    @staticmethod
+    def _write(piece: bytes) -> None:
+        with suppress(OSError):  # nobody reads any more
+            if sys.stderr is not None:
+                os.write(2, piece)
 
 
 def configure_logging(level: str) -> None:
@@ -1491,8 +1503,8 @@ async def healthz(_: Request) -> Response:
 async def readyz(request: Request) -> Response:
     try:
         await database_of(request).run(TABLE)
-    except Problem as problem:
-        raise Problem("NOT_READY", problem.reason) from None
+    except (Problem, psycopg.Error) as exc:
+        raise Problem("NOT_READY", str(exc)) from None
     return Response(b'{"status":"ready"}', media_type="application/json")
 
 
@@ -1500,7 +1512,11 @@ async def readyz(request: Request) -> Response:
 _ASSETS = "https://cdn.jsdelivr.net/npm/swagger-ui-dist@5.35.0/swagger-ui"
 _STYLE_SHA384 = "WlYgdmXYOOBWL5apwjDEZwN+U3HmXSSu5R6V5aGxEcf7z+KuRNwBhoxKVN1i3D5I"
 _SCRIPT_SHA384 = "gjRm0bEPMeTmMh5jT2cHccIwCUZSTd8YC+j0d0sXw0MdGEfScduGpSyF3ZSSLkX9"
-_START = 'SwaggerUIBundle({url: "/openapi.yaml", dom_id: "#swagger-ui", deepLinking: true})'
+# The first server of the contract is a whole URL, for generators; this page asks its own.
+_START = (
+    'const ui = SwaggerUIBundle({url: "/openapi.yaml", dom_id: "#swagger-ui", deepLinking: true, '
+    'onComplete: () => ui.oas3Actions.setSelectedServer("/")})'
+)
 _START_SHA256 = base64.b64encode(hashlib.sha256(_START.encode()).digest()).decode()
 DOCS_PAGE = f"""<!doctype html>
 <html lang="en">
@@ -1524,10 +1540,14 @@ DOCS_POLICY = (
 
 
 def contract_routes() -> list[Route]:
-    """Routes of the contract and its page, where openapi.yaml lies beside this file."""
-    if not (HERE / "openapi.yaml").is_file():
-        return []
-    contract = (HERE / "openapi.yaml").read_bytes()
+    """Routes of the contract, its page, and `/`, which says where they are."""
+    place = HERE / "openapi.yaml"
+    where = {"docs": "/docs", "openapi": "/openapi.yaml"} if place.is_file() else {}
+    index = json.dumps({"name": "Todo API", **where})
+    contract = place.read_bytes() if where else b""
+
+    async def root(_: Request) -> Response:
+        return Response(index, media_type="application/json")
 
     async def openapi(_: Request) -> Response:
         return Response(contract, media_type="application/yaml")
@@ -1536,7 +1556,8 @@ def contract_routes() -> list[Route]:
         headers = {"Content-Security-Policy": DOCS_POLICY}
         return Response(DOCS_PAGE, headers=headers, media_type="text/html")
 
-    return [Route("/openapi.yaml", Endpoint(GET=openapi)), Route("/docs", Endpoint(GET=docs))]
+    routes = {"/": root, "/openapi.yaml": openapi, "/docs": docs}
+    return [Route(path, Endpoint(GET=routes[path])) for path in ("/", *where.values())]
 
 
 async def no_such_path(_: Request, __: Exception) -> Response:
@@ -1555,7 +1576,17 @@ register_url_convertor("segment", Segment())
 # App: what every exchange gets, and create_app.
 
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
-REQUEST_HEADERS = ("Authorization", "Content-Type", "X-Request-ID")
+REQUEST_HEADERS = (
+    "Authorization",
+    "Content-Type",
+    "X-Request-ID",
+    "traceparent",
+    "tracestate",
+    "baggage",
+    "sentry-trace",
+    "X-Requested-With",
+    "Cache-Control",
+)
 EXPOSED_HEADERS = ("Allow", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID")
 PREFLIGHT_MAX_AGE = 600  # seconds
 PREFLIGHT_HEADER = b"access-control-request-method"
@@ -2060,9 +2091,11 @@ def connected(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
             for timer in timers:
                 timer.start()
             yield connection
-        except errors.QueryCanceled:
-            reason = f"the table {tasks.name} is locked by another session"
-            raise errors.LockNotAvailable(reason) from None
+        except (psycopg.Error, sa.exc.DBAPIError) as exc:
+            error = exc.orig if isinstance(exc, sa.exc.DBAPIError) and exc.orig else exc
+            if isinstance(error, errors.QueryCanceled):
+                error = errors.LockNotAvailable(f"the table {tasks.name} is locked by a session")
+            raise error from None
         finally:
             for timer in timers:
                 timer.cancel()
@@ -2105,9 +2138,9 @@ def table_differences(connection: psycopg.Connection[Any]) -> list[str]:
         lacks.append(f"the primary key is ({', '.join(key)}), it must be (id) or (user_id, id)")
     indexed = [key, *(index.columns.keys() for index in there.indexes)]
     lacks += [
-        f"index {index.name} on ({', '.join(columns)}) is missing"
-        for index in sorted(tasks.indexes, key=lambda index: str(index.name))
-        if (columns := index.columns.keys()) not in [each[: len(columns)] for each in indexed]
+        f"an index on ({', '.join(columns)}) is missing"
+        for columns in sorted([["id"], *(index.columns.keys() for index in tasks.indexes)])
+        if columns not in [each[: len(columns)] for each in indexed]
     ]
     refused = [name.lower() for name, has in zip(PRIVILEGES, may, strict=True) if not has]
     if refused:
@@ -2168,7 +2201,7 @@ def listen(settings: Settings) -> socket.socket:
         if os.environ.get("LISTEN_FDS") == "1":
             return socket.socket(fileno=3)
         return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
-    except (OSError, UnicodeError) as exc:
+    except (OSError, TypeError, UnicodeError) as exc:
         hint = ""
         if getattr(exc, "errno", None) == errno.EADDRINUSE:
             again = shlex.join(sys.orig_argv)

@@ -99,7 +99,7 @@ def test_dev_serves_with_nothing_configured_and_loses_nothing(serve: Serve) -> N
         timeout=30,
     )
     assert (bash.returncode, bash.stderr) == (0, "")
-    log = first.stderr().partition(" POST /api/demo/tasks 201 ")[2]
+    log = first.wait_for(" DELETE /api/demo/tasks/").partition(" POST /api/demo/tasks 201 ")[2]
     requests = re.findall(r" (GET|POST|PUT|PATCH|DELETE) /api/demo/tasks\S* (\d+) ", log)
     assert {("POST", "201"), ("GET", "200"), ("PUT", "200"), ("PATCH", "200")} < set(requests)
     assert ("DELETE", "204") in requests

@@ -802,6 +802,35 @@ def test_a_line_never_breaks_in_two(
     assert line.count(" request=") == line.count(" client=") == 1
 
 
+FORWARDED: dict[str, tuple[str | bytes, str]] = {
+    "an address": ("203.0.113.9", "203.0.113.9"),
+    "an address and a port": ("203.0.113.9:4711", "203.0.113.9"),
+    "an address of IPv6": ("2001:db8::9", "2001:db8::9"),
+    "an address of IPv6 and a port": ("[2001:db8::9]:4711", "2001:db8::9"),
+    "the nearest of several": ("unknown, 198.51.100.7, 203.0.113.9", "203.0.113.9"),
+    "nobody": ("", "127.0.0.1"),
+    "no address": ("unknown", "-"),
+    "almost an address": ("203.0.113.9.9", "-"),
+    "fields": ("9.9.9.9 user=admin request=forged", "-"),
+    "fields behind a tab": ("9.9.9.9\tuser=admin request=forged", "-"),
+    "fields behind a line end": (b"9.9.9.9\x85user=admin request=forged", "-"),
+    "fields in the zone of an address": ("fe80::9%x user=admin request=forged", "fe80::9"),
+    "fields behind a bracket": ("[2001:db8::9] user=admin request=forged", "-"),
+}
+
+
+@pytest.mark.parametrize(("said", "logged"), FORWARDED.values(), ids=FORWARDED)
+def test_the_client_in_a_line_is_an_address_or_nobody(
+    http: httpx.Client, server: Server, said: str | bytes, logged: str
+) -> None:
+    """Design 4, logs: whatever a proxy on this machine passes on."""
+    for path in ("/healthz", path_of("u")):
+        response = http.get(path, headers={"X-Forwarded-For": said})
+        [line] = server.log_lines(f"request={response.headers['x-request-id']} ")
+        assert re.search(r" client=(.*?)( error=|$)", line)[1] == logged
+        assert line.count(" user=") == line.count(" request=") == line.count(" client=") == 1
+
+
 def test_a_callers_text_in_an_exception_forges_no_line(
     postgres: Database, serve: Serve, user: str
 ) -> None:

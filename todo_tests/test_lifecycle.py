@@ -1,8 +1,10 @@
-"""SIGTERM, dying workers, and `python todo.py check`: what the operator does and sees."""
+"""Signals, workers, the log, and `python todo.py check`: what the operator does and sees."""
 
 import asyncio
+import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -36,6 +38,7 @@ from todo_tests.support import (
     OwnPostgres,
     Serve,
     Server,
+    eventually,
     free_port,
     plain_environment,
     token,
@@ -127,12 +130,18 @@ def waits() -> Iterator[AllAtOnce]:
         postgres.remove()
 
 
-# SIGTERM
+# Signals
+
+ignored = pytest.mark.skipif(
+    signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, reason="these tests run under nohup"
+)
+SIGNALS = (signal.SIGTERM, pytest.param(signal.SIGHUP, marks=ignored))
 
 
+@pytest.mark.parametrize("signal_number", SIGNALS, ids=lambda number: number.name)
 @pytest.mark.parametrize("workers", WORKERS)
-async def test_sigterm_finishes_what_is_in_flight(
-    workers: str, serve: Serve, own_postgres: NewPostgres
+async def test_a_signal_finishes_what_is_in_flight(
+    workers: str, signal_number: signal.Signals, serve: Serve, own_postgres: NewPostgres
 ) -> None:
     """Ten writes wait for a lock when the signal comes; idle connections and newcomers do not."""
     url = (await asyncio.to_thread(own_postgres)).create_database(schema=True)
@@ -149,7 +158,7 @@ async def test_sigterm_finishes_what_is_in_flight(
             for number, caller in enumerate(callers)
         ]
         await asyncio.sleep(0.5)
-        server.process.send_signal(signal.SIGTERM)
+        server.process.send_signal(signal_number)
         await soon(lambda: refused(server), within=3.0, why="still accepts connections")
         await asyncio.sleep(1.0)
         assert server.process.poll() is None
@@ -161,6 +170,15 @@ async def test_sigterm_finishes_what_is_in_flight(
     assert sorted(stored(url, "writer")) == sorted(answer.body["title"] for answer in answers)
     clean(server)
     print(f"WORKERS={workers}: exit {code}, {seconds:.2f} s after the last answer")
+
+
+async def test_who_ignores_a_hangup_goes_on(serve: Serve) -> None:
+    """`nohup python todo.py` outlives the terminal."""
+    server = await asyncio.to_thread(serve, command=("nohup", sys.executable, "todo.py"))
+    server.process.send_signal(signal.SIGHUP)
+    await asyncio.sleep(1.0)
+    assert (await Caller(server.port).ask("GET", "")).status == 200
+    assert await asyncio.to_thread(server.stop) == 0
 
 
 @pytest.mark.parametrize("workers", WORKERS)
@@ -226,6 +244,128 @@ async def test_a_worker_that_dies_is_replaced(serve: Serve) -> None:
     survivors = workers_of(server)
     assert await asyncio.to_thread(server.stop) == 0
     assert not any(worker.is_running() for worker in survivors)
+
+
+async def test_workers_end_with_their_parent(serve: Serve) -> None:
+    """One that is killed (-9) leaves nobody who serves old code and holds the port."""
+    server = await asyncio.to_thread(serve, {"WORKERS": "2"})
+
+    async def all_gone() -> bool:
+        for worker in workers:
+            with suppress(psutil.NoSuchProcess):
+                if worker.status() != psutil.STATUS_ZOMBIE:
+                    return False
+        return await refused(server)
+
+    await asyncio.to_thread(eventually, lambda: len(workers_of(server)) == 2)
+    workers = workers_of(server)
+    idle = Caller(server.port)
+    await idle.ask("GET", "")
+    server.process.kill()
+    try:
+        seconds = await soon(all_gone, within=5.0, why="workers without a parent")
+    finally:
+        for worker in workers:
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
+    socket.create_server(("127.0.0.1", server.port)).close()
+    print(f"gone {seconds:.1f} s after their parent")
+
+
+# Standard output and the log
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+async def test_a_server_without_standard_output_serves(serve: Serve, workers: str) -> None:
+    command = ("sh", "-c", f"exec {sys.executable} todo.py >&-")
+    server = await asyncio.to_thread(serve, {"WORKERS": workers}, command=command)
+    assert (await Caller(server.port).ask("GET", "")).status == 200
+    assert await asyncio.to_thread(server.stop) == 0
+    clean(server)
+
+
+class Log:
+    """A pipe for a server's standard error; it holds 64 KiB, and is read when somebody asks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "log"
+        os.mkfifo(self.path)
+        self.reader = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+
+    async def serve(self, serve: Serve, workers: str) -> Server:
+        """A server that logs into it."""
+        command = ("sh", "-c", f"exec {sys.executable} todo.py 2>{self.path}")
+        server = serve({"WORKERS": workers}, command=command, wait=False)
+
+        async def listens() -> bool:
+            assert server.process.poll() is None, self.read()
+            return not await refused(server)
+
+        await soon(listens, within=30.0, why="does not listen")
+        await Caller(server.port).ask("GET", "/healthz")
+        return server
+
+    def read(self) -> str:
+        """All that is in it."""
+        text = b""
+        with suppress(BlockingIOError):
+            while data := os.read(self.reader, 65536):
+                text += data
+        return text.decode()
+
+
+@pytest.fixture
+def unread(tmp_path: Path) -> Iterator[Log]:
+    log = Log(tmp_path)
+    yield log
+    os.close(log.reader)
+
+
+async def fill(server: Server) -> list[Answer]:
+    """The answers, within a time, to requests of which 640 make the pipe overflow."""
+
+    async def ask(caller: Caller) -> list[Answer]:
+        return [await caller.ask("GET", "/healthz") for _ in range(400)]
+
+    asked = [asyncio.create_task(ask(Caller(server.port))) for _ in range(5)]
+    done, pending = await asyncio.wait(asked, timeout=10.0)
+    for task in pending:
+        task.cancel()
+    return [answer for task in done for answer in task.result()]
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+async def test_a_log_that_nobody_reads_stops_nobody(
+    workers: str, serve: Serve, unread: Log
+) -> None:
+    """What finds no room is lost, and no line is ever half of one."""
+    server = await unread.serve(serve, workers)
+    answers = await fill(server)
+    assert [answer.status for answer in answers] == [200] * 2000
+    lines = unread.read()
+    answer = await Caller(server.port).ask("GET", "/healthz")
+
+    def logged() -> bool:
+        nonlocal lines
+        lines += unread.read()
+        return answer.headers["x-request-id"] in lines and lines.endswith("\n")
+
+    await asyncio.to_thread(eventually, logged, why="nothing is logged any more")
+    whole = re.compile(r"\S{23}Z [A-Z]+ (GET /healthz 200 .* client=127\.0\.0\.1|[a-z].*)")
+    assert [line for line in lines.splitlines() if not whole.fullmatch(line)] == []
+    assert await asyncio.to_thread(server.stop) == 0
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+async def test_sigterm_ends_a_server_whose_log_nobody_reads(
+    workers: str, serve: Serve, unread: Log
+) -> None:
+    server = await unread.serve(serve, workers)
+    await fill(server)
+    server.process.send_signal(signal.SIGTERM)
+    code, seconds = await ended(server.process, within=14.0)
+    assert code == 0
+    print(f"WORKERS={workers}: exit {code} after {seconds:.1f} s")
 
 
 # python todo.py check
@@ -355,14 +495,17 @@ TABLES = {
     ),
     "id-not-made": ("alter table tasks alter column id drop identity", r"\bid\b"),
     "column-that-must-be-given": ("alter table tasks add column more text not null", "more"),
-    "index-missing": ("drop index tasks_user_id_completed_idx", r"\(user_id, completed\)"),
+    "index-missing": (
+        "drop index tasks_user_id_completed_idx",
+        r"an index on \(user_id, completed\) is missing",
+    ),
     "key-missing": ("alter table tasks drop constraint tasks_pkey", r"\(id\) or \(user_id, id\)"),
     "two-faults": (
         (
             "alter table tasks drop column title; drop index tasks_user_id_idx,"
             " tasks_user_id_completed_idx"
         ),
-        r"column title .*; index .*; index ",
+        r"column title .*; an index .*; an index ",
     ),
 }
 

@@ -61,7 +61,10 @@ REFUSED: dict[str, Variables] = {
     "NEON_DB_URL with a bare @ in its password": {
         "NEON_DB_URL": f"postgresql://user:a@{PASSWORD}@127.0.0.1:1/todo",
     },
-    "BETTER_AUTH_URL with a query": {"BETTER_AUTH_URL": "http://localhost:3000/?x=1"},
+    "BETTER_AUTH_URL with a query; an origin that Python takes for strasse.example": {
+        "BETTER_AUTH_URL": "http://localhost:3000/?x=1",
+        "ALLOWED_ORIGINS": "https://straße.example",
+    },
     "NEON_DB_URL with a bad port; an origin with a slash": {
         "NEON_DB_URL": URL.replace(":1/", ":port/"),
         "ALLOWED_ORIGINS": "https://example.com/",
@@ -279,6 +282,22 @@ def test_the_jwks_url_is_taken_to_the_letter(make_settings: "Callable[..., todo.
     assert base.keys.url == "http://auth.example/api/auth/jwks"
 
 
+ORIGINS = {
+    "http://münchen.example": "http://xn--mnchen-3ya.example",
+    "http://MÜNCHEN.example:81": "http://xn--mnchen-3ya.example:81",
+    "https://例え.テスト": "https://xn--r8jz45g.xn--zckzah",
+    "http://xn--mnchen-3ya.example": "http://xn--mnchen-3ya.example",
+}
+
+
+@pytest.mark.parametrize("origin", ORIGINS)
+def test_an_origin_is_taken_as_browsers_send_it(
+    make_settings: "Callable[..., todo.Settings]", origin: str
+) -> None:
+    """RFC 6454 section 6.2, and the URL standard for names that are not ASCII."""
+    assert make_settings(allowed_origins=origin).allowed_origins == (ORIGINS[origin],)
+
+
 def test_a_port_in_use_is_named(serve: Serve) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         server = serve({"PORT": str(taken.getsockname()[1])}, wait=False)
@@ -287,8 +306,29 @@ def test_a_port_in_use_is_named(serve: Serve) -> None:
     assert "Traceback" not in server.stderr()
 
 
-def test_a_host_that_is_not_ours_is_named(serve: Serve) -> None:
-    server = serve({"HOST": "203.0.113.1"}, wait=False)
+HOSTS = {
+    "of others": "203.0.113.1",
+    "unknown": "nobody.invalid",
+    "with a port": "127.0.0.1:8000",
+    "in brackets": "[::1]",
+    "with an empty label": "é..x",
+    "with a long label": "x" * 64,
+    "of another script": "☃.invalid",
+    "no UTF-8": "\udcff",
+}
+
+
+@pytest.fixture(scope="module")
+def unheard(database_url: str) -> Iterator[dict[str, Server]]:
+    """A start on each impossible host, all at once."""
+    with servers(database_url) as serve:
+        yield {case: serve({"HOST": host}, wait=False) for case, host in HOSTS.items()}
+
+
+@pytest.mark.parametrize("case", HOSTS)
+def test_a_host_that_cannot_be_listened_on_is_named(unheard: dict[str, Server], case: str) -> None:
+    server = unheard[case]
     assert server.wait() == 1
-    assert "HOST" in server.stderr()
-    assert "Traceback" not in server.stderr()
+    [message] = server.stderr().splitlines()
+    assert message.startswith("todo.py cannot start: ")
+    assert "HOST" in message
