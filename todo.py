@@ -2330,17 +2330,24 @@ def _run_postgres(program: str, data: Path, *arguments: str | Path) -> None:
         user = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
         for folder in (*data.parents, *programs.parents):
             folder.chmod(folder.stat().st_mode | 0o001)
-    done = subprocess.run(  # noqa: S603 our own arguments
+    process = subprocess.Popen(  # noqa: S603 our own arguments
         [programs / program, *arguments],
-        check=False,
-        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         cwd=data,
         env={"PGDATA": str(data)},
         start_new_session=True,  # Ctrl-C and a closed terminal are for us to handle
         **user,
     )
-    if done.returncode:
-        said = " ".join((done.stdout + done.stderr).decode(errors="replace").split())
+    try:
+        output, _ = process.communicate()
+    except KeyboardInterrupt:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()  # ends when the last process of the group is gone
+        raise
+    if process.returncode:
+        said = " ".join(output.decode(errors="replace").split())
         raise StartupError(f"the embedded PostgreSQL: {program} failed: {said}")
 
 
