@@ -459,6 +459,8 @@ def compiled(query: sa.ClauseElement, *, reads: bool = False) -> Statement:
 
 def _json_text(column: sa.Column[Any]) -> Any:
     """JSON of a column, as text or what concat() writes as such; times by RFC 3339 in UTC."""
+    if column is tasks.c.user_id:
+        return sa.bindparam("owner_json", type_=sa.Text)  # who asks, so it need not be made anew
     match column.type:
         case sa.BigInteger():
             return column
@@ -1144,6 +1146,7 @@ class Database:
         self.reading = 0  # connections with reads
         self.read_at = 0.0  # when the last batch of reads was sent, in the loop's time
         self.prepare = True
+        self.gave_up = False  # whether the pool makes no attempt to connect, though some wait
         self.unreachable_until = 0.0
         self.trim_at = math.inf
 
@@ -1274,9 +1277,9 @@ class Database:
         loop = asyncio.get_running_loop()
         if len(self.tasks) < self.size:
             task = loop.create_task(self._hold())
-        elif self.size and not self.connections:
-            # A pool in which all attempts to connect failed makes the next one when it is checked.
-            task = loop.create_task(self.pool.check())
+        elif self.gave_up and self.size:
+            self.gave_up = False
+            task = loop.create_task(self.pool.check())  # which makes it try again
         else:
             return
         self.tasks.add(task)
@@ -1332,7 +1335,8 @@ class Database:
 
     async def _unreachable(self, _: Any) -> None:
         """Fail what waits, if an attempt to connect failed and there is no other connection."""
-        if self.waiting and not self.connections:
+        self.gave_up = not self.connections
+        if self.waiting and self.gave_up:
             self.unreachable_until = asyncio.get_running_loop().time() + OUTAGE_PAUSE
             for query in itertools.chain.from_iterable(self.waiting.values()):
                 query.finish(CannotConnect("the database cannot be reached"))
@@ -1383,7 +1387,7 @@ def path_of(request: Request) -> dict[str, Any]:
     """Checked path: the owner, and the task where there is one. Raises Problem (FR-005)."""
     path = request.path_params
     owner, task = path["user_id"], path.get("id")
-    checked: dict[str, Any] = {"owner": owner}
+    checked: dict[str, Any] = {"owner": owner, "owner_json": json.dumps(owner, ensure_ascii=False)}
     fields = {}
     if not USER_ID.fullmatch(owner):
         fields["user_id"] = [BAD_USER_ID]
@@ -1503,8 +1507,8 @@ async def healthz(_: Request) -> Response:
 async def readyz(request: Request) -> Response:
     try:
         await database_of(request).run(TABLE)
-    except Problem as problem:
-        raise Problem("NOT_READY", problem.reason) from None
+    except (Problem, psycopg.Error) as exc:
+        raise Problem("NOT_READY", str(exc)) from None
     return Response(b'{"status":"ready"}', media_type="application/json")
 
 
@@ -1512,7 +1516,11 @@ async def readyz(request: Request) -> Response:
 _ASSETS = "https://cdn.jsdelivr.net/npm/swagger-ui-dist@5.35.0/swagger-ui"
 _STYLE_SHA384 = "WlYgdmXYOOBWL5apwjDEZwN+U3HmXSSu5R6V5aGxEcf7z+KuRNwBhoxKVN1i3D5I"
 _SCRIPT_SHA384 = "gjRm0bEPMeTmMh5jT2cHccIwCUZSTd8YC+j0d0sXw0MdGEfScduGpSyF3ZSSLkX9"
-_START = 'SwaggerUIBundle({url: "/openapi.yaml", dom_id: "#swagger-ui", deepLinking: true})'
+# The first server of the contract is a whole URL, for generators; this page asks its own.
+_START = (
+    'const ui = SwaggerUIBundle({url: "/openapi.yaml", dom_id: "#swagger-ui", deepLinking: true, '
+    'onComplete: () => ui.oas3Actions.setSelectedServer("/")})'
+)
 _START_SHA256 = base64.b64encode(hashlib.sha256(_START.encode()).digest()).decode()
 DOCS_PAGE = f"""<!doctype html>
 <html lang="en">
@@ -1536,10 +1544,14 @@ DOCS_POLICY = (
 
 
 def contract_routes() -> list[Route]:
-    """Routes of the contract and its page, where openapi.yaml lies beside this file."""
-    if not (HERE / "openapi.yaml").is_file():
-        return []
-    contract = (HERE / "openapi.yaml").read_bytes()
+    """Routes of the contract, its page, and `/`, which says where they are."""
+    place = HERE / "openapi.yaml"
+    where = {"docs": "/docs", "openapi": "/openapi.yaml"} if place.is_file() else {}
+    index = json.dumps({"name": "Todo API", **where})
+    contract = place.read_bytes() if where else b""
+
+    async def root(_: Request) -> Response:
+        return Response(index, media_type="application/json")
 
     async def openapi(_: Request) -> Response:
         return Response(contract, media_type="application/yaml")
@@ -1548,7 +1560,8 @@ def contract_routes() -> list[Route]:
         headers = {"Content-Security-Policy": DOCS_POLICY}
         return Response(DOCS_PAGE, headers=headers, media_type="text/html")
 
-    return [Route("/openapi.yaml", Endpoint(GET=openapi)), Route("/docs", Endpoint(GET=docs))]
+    routes = {"/": root, "/openapi.yaml": openapi, "/docs": docs}
+    return [Route(path, Endpoint(GET=routes[path])) for path in ("/", *where.values())]
 
 
 async def no_such_path(_: Request, __: Exception) -> Response:
@@ -1567,7 +1580,17 @@ register_url_convertor("segment", Segment())
 # App: what every exchange gets, and create_app.
 
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
-REQUEST_HEADERS = ("Authorization", "Content-Type", "X-Request-ID")
+REQUEST_HEADERS = (
+    "Authorization",
+    "Content-Type",
+    "X-Request-ID",
+    "traceparent",
+    "tracestate",
+    "baggage",
+    "sentry-trace",
+    "X-Requested-With",
+    "Cache-Control",
+)
 EXPOSED_HEADERS = ("Allow", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID")
 PREFLIGHT_MAX_AGE = 600  # seconds
 PREFLIGHT_HEADER = b"access-control-request-method"

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from todo_tests import support
+from todo_tests.contract import Answer
 from todo_tests.support import AUTH_URL, SECRET, Account, Database, OwnPostgres, Serve
 
 if TYPE_CHECKING:
@@ -100,9 +101,17 @@ async def app(make_settings: Callable[..., "todo.Settings"]) -> "AsyncIterator[S
 
 @pytest.fixture(scope="session")
 async def client(app: "Starlette") -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the app, in process."""
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as client:
+    """A client of the app, in process; it holds every answer to the contract."""
+
+    async def hold_to_the_contract(response: httpx.Response) -> None:
+        await response.aread()
+        assert Answer.of(response).faults() == []
+
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app),
+        base_url="http://testserver",
+        event_hooks={"response": [hold_to_the_contract]},
+    ) as client:
         yield client
 
 

@@ -363,6 +363,15 @@ def test_docs_lists_the_operations_and_runs_one(open_docs: Callable[..., Docs], 
     assert (docs.complaints, docs.elsewhere) == ([], [])
 
 
+def test_docs_shows_the_operations_without_scrolling(open_docs: Callable[..., Docs]) -> None:
+    page = open_docs().page
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.locator(".opblock").first.wait_for(timeout=20_000)
+    for shown in (".btn.authorize", ".opblock-post", ".opblock-patch"):
+        box = page.locator(shown).first.bounding_box()
+        assert box["y"] + box["height"] <= 900, shown
+
+
 @pytest.mark.parametrize("name", ["swagger-ui.css", "swagger-ui-bundle.js"])
 def test_an_asset_with_one_more_byte_is_not_used(open_docs: Callable[..., Docs], name: str) -> None:
     docs = open_docs(tamper=name)

@@ -31,6 +31,20 @@ def missing(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
+def node_packages(folder: Path) -> Path:
+    """The folder's node_modules as its lock file says, installed if need be."""
+    for tool in ("node", "npm"):
+        if not shutil.which(tool):
+            missing(f"{tool} is not installed")
+    installed = folder / "node_modules" / ".package-lock.json"
+    lock = folder / "package-lock.json"
+    if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
+        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+        if subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode:
+            missing(f"npm ci cannot install the packages of {folder.name}")
+    return installed.parent
+
+
 @asynccontextmanager
 async def api(settings: Any) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an app with these settings, in process."""
@@ -96,15 +110,7 @@ StartBetterAuth = Callable[..., BetterAuth]
 @contextmanager
 def better_auth_servers() -> Iterator[StartBetterAuth]:
     """A factory of Better Auth servers, each with options of its own; see server.mjs."""
-    for tool in ("node", "npm"):
-        if not shutil.which(tool):
-            missing(f"{tool} is not installed")
-    installed = HERE / "node_modules" / ".package-lock.json"
-    lock = HERE / "package-lock.json"
-    if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
-        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-        if subprocess.run(command, cwd=HERE, capture_output=True, check=False).returncode:
-            missing("npm ci cannot install Better Auth")
+    node_packages(HERE)
     pipe = subprocess.PIPE
     with subprocess.Popen(["node", "server.mjs"], cwd=HERE, stdin=pipe, stdout=pipe) as process:
         assert process.stdout

@@ -1,0 +1,115 @@
+"""Clients generated from `openapi.yaml` in the run, compiled, and used on a live server."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from todo_tests.better_auth import node_packages
+from todo_tests.support import (
+    ROOT,
+    TITLE_REQUIRED,
+    Server,
+    plain_environment,
+    servers,
+    token,
+)
+
+TOOLS = Path(__file__).parent / "contract_tools"
+USER = "auth0|é 1"  # clients encode it by themselves
+STRICT = (
+    "--strict --noUncheckedIndexedAccess --exactOptionalPropertyTypes "
+    "--target es2022 --module nodenext"
+)
+
+
+def run(*command: object, cwd: Path) -> str:
+    """What it prints. All that it says, if it fails."""
+    finished = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=plain_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return finished.stdout
+
+
+@pytest.fixture(scope="module")
+def server(database_url: str) -> Iterator[Server]:
+    with servers(database_url) as serve:
+        yield serve()
+
+
+@pytest.fixture(scope="module")
+def typescript(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a program and the README's ten lines, compiled; mistakes do not compile."""
+    packages = node_packages(TOOLS)
+    folder = tmp_path_factory.mktemp("typescript")
+    (folder / "node_modules").symlink_to(packages)
+    (folder / "package.json").write_text('{"type": "module"}')
+    (folder / "client.ts").write_text((TOOLS / "client.ts").read_text("utf-8"), "utf-8")
+    readme = (ROOT / "README.md").read_text("utf-8")
+    [lines] = re.findall(r"```ts\n(import createClient .*?)```", readme, re.DOTALL)
+    given = "declare const process: { argv: [string, string, string, string, string] };\n"
+    given += "const [, , url, token, user] = process.argv;\n"
+    (folder / "readme.ts").write_text(given + lines.replace('"http://127.0.0.1:8000"', "url"))
+    tools = packages / ".bin"
+    run(tools / "openapi-typescript", ROOT / "openapi.yaml", "-o", "todo-api.d.ts", cwd=folder)
+    run(tools / "tsc", *STRICT.split(), "client.ts", "readme.ts", cwd=folder)
+    return folder
+
+
+@pytest.mark.parametrize("program", ["client", "readme"])
+def test_a_typescript_client_works(typescript: Path, server: Server, program: str) -> None:
+    """With openapi-typescript and openapi-fetch."""
+    arguments = (server.url, token(USER), USER)
+    said = run("node", f"{program}.js", *arguments, cwd=typescript)
+    assert re.fullmatch(r"\d+ 20\d\d-[-:.\dT]+Z\n" if program == "readme" else "", said)
+
+
+def test_a_python_client_works(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With openapi-python-client."""
+    generate = Path(sys.executable).parent / "openapi-python-client"
+    arguments = ("--path", ROOT / "openapi.yaml", "--output-path", tmp_path / "todo_client")
+    run(generate, "generate", *arguments, "--meta", "none", cwd=tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    from todo_client import AuthenticatedClient, models
+    from todo_client.api.service import check_readiness
+    from todo_client.api.tasks import (
+        create_task,
+        delete_task,
+        get_task,
+        list_tasks,
+        toggle_task,
+        update_task,
+    )
+
+    with AuthenticatedClient(server.url, token(USER)) as client:
+        task = create_task.sync(USER, client=client, body=models.NewTask(title="Tea"))
+        assert isinstance(task, models.Task)
+        assert (task.user_id, task.title, task.description) == (USER, "Tea", None)
+        body = models.TaskUpdate(title="Green tea", completed=True)
+        changed = update_task.sync(USER, task.id, client=client, body=body)
+        assert isinstance(changed, models.Task)
+        assert (changed.created_at, changed.completed) == (task.created_at, True)
+        assert changed.updated_at > task.updated_at
+        assert changed in list_tasks.sync(USER, client=client, completed=True)
+        assert changed not in list_tasks.sync(USER, client=client, completed=False)
+        toggled = toggle_task.sync(USER, task.id, client=client)
+        assert get_task.sync(USER, task.id, client=client) == toggled != changed
+        assert delete_task.sync_detailed(USER, task.id, client=client).status_code == 204
+        assert get_task.sync(USER, task.id, client=client) == models.ErrorBody(
+            detail="Task not found.", error_code="TASK_NOT_FOUND"
+        )
+        refused = create_task.sync(USER, client=client, body=models.NewTask(title=" "))
+        assert isinstance(refused, models.ValidationErrorBody)
+        assert refused.field_errors.title == [TITLE_REQUIRED]
+        assert check_readiness.sync(client=client) == models.Readiness("ready")
