@@ -447,14 +447,15 @@ class Statement(NamedTuple):
     text: bytes
     parameters: tuple[str, ...]  # what $1, $2, ... stand for
     reads: bool  # changes nothing, so it may be repeated
+    lists: bool  # gives any number of rows, not one
 
 
-def compiled(query: sa.ClauseElement, *, reads: bool = False) -> Statement:
+def compiled(query: sa.ClauseElement, *, reads: bool = False, lists: bool = False) -> Statement:
     """Compile once for the psycopg dialect, into what libpq takes."""
     form = cast("SQLCompiler", query.compile(dialect=DIALECT))
     text = str(form).encode()
     name = b"todo_" + hashlib.sha256(text).hexdigest()[:32].encode()
-    return Statement(name, text, tuple(form.positiontup or ()), reads)
+    return Statement(name, text, tuple(form.positiontup or ()), reads, lists)
 
 
 def _json_text(column: sa.Column[Any]) -> Any:
@@ -502,7 +503,7 @@ def _list(*conditions: Any) -> Statement:
     owner = sa.select(_owner).scalar_subquery()
     mine = (_columns.user_id == owner, _columns.user_id.between(owner, owner))
     query = sa.select(_body).where(*mine, *conditions).order_by(_columns.id.desc())
-    return compiled(query, reads=True)
+    return compiled(query, reads=True, lists=True)
 
 
 def _one(body: Any, *, reads: bool = False) -> Statement:
@@ -1142,7 +1143,7 @@ class Database:
         )
         self.waiting: dict[Any, deque[Query]] = {}  # by owner; they take turns
         self.used: Counter[Any] = Counter()  # connections by owner
-        self.long_lists: set[Any] = set()  # owners who have one
+        self.short_lists: set[Any] = set()  # owners whose last one was
         self.tasks: set[asyncio.Task[None]] = set()  # of `_hold`, one for each connection
         self.connections: set[Connection] = set()  # out of the pool
         self.idle: list[Connection] = []
@@ -1238,7 +1239,9 @@ class Database:
             taken = len(batch)
             while queries and not full and self.used[owner] < self.share:
                 query = queries[0]
-                alone = not query.statement.reads or owner in self.long_lists
+                alone = not query.statement.reads or (
+                    query.statement.lists and owner not in self.short_lists
+                )
                 if query.rows.done():
                     queries.popleft()
                 elif (alone and batch) or (patient and query.statement.reads):
@@ -1261,11 +1264,14 @@ class Database:
                 del self.used[owner]
         now = asyncio.get_running_loop().time()
         for query in queries:
-            if query.result and query.result.ntuples > LONG_LIST:
-                if len(self.long_lists) == LONG_LISTS_MAX:
-                    self.long_lists.clear()
-                self.long_lists.add(query.owner)
-                self.trim_at = min(self.trim_at, now + TRIM_PAUSE)
+            if query.statement.lists and query.result:
+                if query.result.ntuples <= SHORT_LIST:
+                    if len(self.short_lists) == SHORT_LISTS_MAX:
+                        self.short_lists.clear()
+                    self.short_lists.add(query.owner)
+                else:
+                    self.short_lists.discard(query.owner)
+                    self.trim_at = min(self.trim_at, now + TRIM_PAUSE)
         if queries and queries[0].statement.reads:
             self.reading -= 1
         if connection in self.connections:
@@ -2356,17 +2362,24 @@ def _run_postgres(program: str, data: Path, *arguments: str | Path) -> None:
         user = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
         for folder in (*data.parents, *programs.parents):
             folder.chmod(folder.stat().st_mode | 0o001)
-    done = subprocess.run(  # noqa: S603 our own arguments
+    process = subprocess.Popen(  # noqa: S603 our own arguments
         [programs / program, *arguments],
-        check=False,
-        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         cwd=data,
         env={"PGDATA": str(data)},
         start_new_session=True,  # Ctrl-C and a closed terminal are for us to handle
         **user,
     )
-    if done.returncode:
-        said = " ".join((done.stdout + done.stderr).decode(errors="replace").split())
+    try:
+        output, _ = process.communicate()
+    except KeyboardInterrupt:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()  # ends when the last process of the group is gone
+        raise
+    if process.returncode:
+        said = " ".join(output.decode(errors="replace").split())
         raise StartupError(f"the embedded PostgreSQL: {program} failed: {said}")
 
 
