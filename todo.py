@@ -906,9 +906,9 @@ def _user_of(claims: Mapping[str, Any]) -> str:
 
 Values = Mapping[str, str | int | bool | None]
 BATCH_MAX = 8  # reads that share a round trip
-LONG_LISTS_MAX = 10_000  # owners whose lists are known to be long
+SHORT_LISTS_MAX = 10_000  # owners whose lists are known to be short
 PATIENCE = 0.002  # seconds that reads wait for the end of a batch before they start another
-LONG_LIST = 200  # rows; nobody else's query waits behind a list of that length
+SHORT_LIST = 200  # rows; nobody else waits behind a list that may be longer
 IDLE_TIME = 1.0  # seconds that a connection without queries stays out of the pool
 LOOK_TIME = 0.05  # seconds between two looks at the deadlines
 OUTAGE_PAUSE = 0.5  # seconds between attempts to connect while the database is away
