@@ -459,6 +459,8 @@ def compiled(query: sa.ClauseElement, *, reads: bool = False) -> Statement:
 
 def _json_text(column: sa.Column[Any]) -> Any:
     """JSON of a column, as text or what concat() writes as such; times by RFC 3339 in UTC."""
+    if column is tasks.c.user_id:
+        return sa.bindparam("owner_json", type_=sa.Text)  # who asks, so it need not be made anew
     match column.type:
         case sa.BigInteger():
             return column
@@ -1017,7 +1019,10 @@ class Connection(psycopg.AsyncConnection[Any]):
 
     def usable(self) -> bool:
         """Whether the server is still there: to an idle connection it speaks only to end it."""
-        return not (self.closed or self.retired or self.poll.poll(0))
+        if self.closed or self.retired:
+            return False
+        # One that was used in this turn of the loop need not be asked.
+        return self.used == asyncio.get_running_loop().time() or not self.poll.poll(0)
 
     def send(self, queries: Sequence[Query]) -> None:
         """Send a batch, as one transaction: one write, or reads."""
@@ -1144,6 +1149,7 @@ class Database:
         self.reading = 0  # connections with reads
         self.read_at = 0.0  # when the last batch of reads was sent, in the loop's time
         self.prepare = True
+        self.gave_up = False  # whether the pool makes no attempt to connect, though some wait
         self.unreachable_until = 0.0
         self.trim_at = math.inf
 
@@ -1274,9 +1280,9 @@ class Database:
         loop = asyncio.get_running_loop()
         if len(self.tasks) < self.size:
             task = loop.create_task(self._hold())
-        elif self.size and not self.connections:
-            # A pool in which all attempts to connect failed makes the next one when it is checked.
-            task = loop.create_task(self.pool.check())
+        elif self.gave_up and self.size:
+            self.gave_up = False
+            task = loop.create_task(self.pool.check())  # which makes it try again
         else:
             return
         self.tasks.add(task)
@@ -1332,7 +1338,8 @@ class Database:
 
     async def _unreachable(self, _: Any) -> None:
         """Fail what waits, if an attempt to connect failed and there is no other connection."""
-        if self.waiting and not self.connections:
+        self.gave_up = not self.connections
+        if self.waiting and self.gave_up:
             self.unreachable_until = asyncio.get_running_loop().time() + OUTAGE_PAUSE
             for query in itertools.chain.from_iterable(self.waiting.values()):
                 query.finish(CannotConnect("the database cannot be reached"))
@@ -1383,7 +1390,7 @@ def path_of(request: Request) -> dict[str, Any]:
     """Checked path: the owner, and the task where there is one. Raises Problem (FR-005)."""
     path = request.path_params
     owner, task = path["user_id"], path.get("id")
-    checked: dict[str, Any] = {"owner": owner}
+    checked: dict[str, Any] = {"owner": owner, "owner_json": json.dumps(owner, ensure_ascii=False)}
     fields = {}
     if not USER_ID.fullmatch(owner):
         fields["user_id"] = [BAD_USER_ID]

@@ -2,8 +2,9 @@
 
     test_tasks, test_validation, test_isolation,   the specification by its ids (FR-001 to FR-033,
     test_http, test_round_trips, test_plans        US1-AS1 ...), in process
-    test_contract, test_completeness               Schemathesis over openapi.yaml; contract, code,
-                                                   schema, settings and README agree
+    test_contract, test_clients,                   Schemathesis over openapi.yaml; its promises, one
+    test_completeness                              by one; typed clients; contract, code, schema,
+                                                   settings and README agree
     test_settings, test_commands, test_dev,        real processes: refusals, the first minute,
     test_lifecycle                                 signals, workers, check
     test_vm, test_growth                           the README's units, proxies, upgrade, backup;

@@ -302,7 +302,7 @@ async def test_failed_attempts_to_connect_cost_no_connection(
         chance = random.Random(seed)
         for _ in range(100):
             with pytest.raises(todo.Problem) as raised:
-                await database.run(todo.LIST, owner="somebody")
+                await database.run(todo.TABLE)
             codes[raised.value.code] += 1
             await asyncio.sleep(chance.random() / 30)
 

@@ -196,7 +196,6 @@ ORDER: dict[str, tuple[str, str, dict[str, Any], str, dict[str, str]]] = {
     "404 route, trailing slash": ("PATCH", "/api/{me}/tasks/1/complete/", {}, "NOT_FOUND", {}),
     "404 route, too deep": ("GET", "/api/{me}/tasks/1/complete/x", {}, "NOT_FOUND", {}),
     "404 outside /api without a token": ("GET", "/apis", {"headers": {}}, "NOT_FOUND", {}),
-    "404 root": ("GET", "/", {"headers": {}}, "NOT_FOUND", {}),
     "405 before 422 path": ("DELETE", "/api/%00/tasks", {}, "METHOD_NOT_ALLOWED", {}),
     "405 before 403": ("POST", "/api/{other}/tasks/1", {}, "METHOD_NOT_ALLOWED", {}),
     "405 without a token": ("POST", "/healthz", {"headers": {}}, "METHOD_NOT_ALLOWED", {}),
@@ -283,6 +282,7 @@ ALLOWED = {
     "/api/{user}/tasks": {"GET", "HEAD", "POST"},
     "/api/{user}/tasks/1": {"GET", "HEAD", "PUT", "DELETE"},
     "/api/{user}/tasks/1/complete": {"PATCH"},
+    "/": {"GET", "HEAD"},
     "/healthz": {"GET", "HEAD"},
     "/readyz": {"GET", "HEAD"},
     "/openapi.yaml": {"GET", "HEAD"},
@@ -304,7 +304,7 @@ async def test_another_method_is_refused_with_a_full_allow(account: Account, pat
 
 async def test_no_path_redirects(account: Account) -> None:
     """Starlette's own answer to a trailing slash is a 307 without our shape."""
-    for path in (f"{path_of(account.user)}/", "/healthz/", "/docs/", "//healthz"):
+    for path in (f"{path_of(account.user)}/", "/healthz/", "/docs/", "http://testserver//healthz"):
         response = await account.client.get(path, headers=bearer(account.user))
         assert response.status_code in {404, 422}, path
         assert set(response.json()) >= {"detail", "error_code"}
@@ -344,6 +344,7 @@ ANSWERS: dict[str, Answer] = {
     "200 HEAD": (200, "HEAD", "/api/{user}/tasks", {}),
     "201": (201, "POST", "/api/{user}/tasks", {"json": {"title": "x"}}),
     "204": (204, "DELETE", "{location}", {}),
+    "200 root": (200, "GET", "/", {}),
     "200 healthz": (200, "GET", "/healthz", {}),
     "200 readyz": (200, "GET", "/readyz", {}),
     "200 openapi": (200, "GET", "/openapi.yaml", {}),
@@ -437,7 +438,8 @@ def test_new_request_ids_differ(http: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/healthz", "/readyz", "/openapi.yaml", "/docs", "/api/{user}/tasks", "{location}"]
+    "path",
+    ["/", "/healthz", "/readyz", "/openapi.yaml", "/docs", "/api/{user}/tasks", "{location}"],
 )
 def test_head_answers_as_get_without_the_body(http: httpx.Client, user: str, path: str) -> None:
     """HEAD works wherever GET does."""
@@ -460,7 +462,9 @@ def test_health_and_readiness_are_public(http: httpx.Client) -> None:
 
 def test_the_contract_and_its_page_are_served_to_everybody(http: httpx.Client) -> None:
     """Technical outcome: all endpoints documented."""
-    contract, docs = http.get("/openapi.yaml"), http.get("/docs")
+    where = {"docs": "/docs", "openapi": "/openapi.yaml"}
+    assert http.get("/").json() == {"name": "Todo API", **where}
+    contract, docs = http.get(where["openapi"]), http.get(where["docs"])
     assert contract.headers["content-type"].partition(";")[0] == "application/yaml"
     assert contract.text.startswith("openapi: 3.1")
     assert docs.headers["content-type"].partition(";")[0] == "text/html"
