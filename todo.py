@@ -325,7 +325,7 @@ class LogFormatter(logging.Formatter):
         return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-class Seldom(logging.Filter):
+class RateLimitFilter(logging.Filter):
     """Lets one record a template through every five seconds, so that an outage floods no log."""
 
     def __init__(self) -> None:
@@ -405,7 +405,7 @@ def configure_logging(level: str) -> None:
         logger.handlers = [handler]
         logger.propagate = False
         logger.setLevel(level if name == "todo" else max(logging.WARNING, getattr(logging, level)))
-    logging.getLogger("psycopg.pool").filters = [Seldom()]
+    logging.getLogger("psycopg.pool").filters = [RateLimitFilter()]
 
 
 # Schema: the table as schema.sql makes it, and every statement the service runs.
@@ -659,7 +659,7 @@ class Problem(Exception):
         return Response(body, self.status, self.headers, media_type="application/json")
 
 
-# Authentication: whose token is it? Section 6 of the design, RFC 7515, 7517, 7519 and 8725.
+# Authentication: bearer tokens and their users. Section 6 of the design, RFC 7515, 7517, 7519 and 8725.
 
 LEEWAY = 10.0  # seconds that the clocks of Better Auth and this machine may differ
 TOKEN_MAX = 16 * 1024  # bytes
@@ -910,7 +910,7 @@ SHORT_LISTS_MAX = 10_000  # owners whose lists are known to be short
 PATIENCE = 0.002  # seconds that reads wait for the end of a batch before they start another
 SHORT_LIST = 200  # rows; nobody else waits behind a list that may be longer
 IDLE_TIME = 1.0  # seconds that a connection without queries stays out of the pool
-LOOK_TIME = 0.05  # seconds between two looks at the deadlines
+MAINTENANCE_PAUSE = 0.05  # seconds between two looks at deadlines and idle connections
 OUTAGE_PAUSE = 0.5  # seconds between attempts to connect while the database is away
 CONFLICT_PAUSE = 0.02  # seconds at most before a query that was rolled back is repeated
 TRIM_PAUSE = 5.0  # seconds
@@ -932,6 +932,7 @@ DATABASE_PROBLEMS: dict[type[BaseException], str] = {
     CannotConnect: "DATABASE_UNAVAILABLE",
     ConnectionLost: "DATABASE_UNAVAILABLE",
     errors.AdminShutdown: "DATABASE_UNAVAILABLE",
+    errors.ReadOnlySqlTransaction: "DATABASE_UNAVAILABLE",  # a standby, until it is promoted
     errors.QueryCanceled: "DATABASE_TIMEOUT",
     errors.LockNotAvailable: "DATABASE_TIMEOUT",
 }
@@ -1122,7 +1123,7 @@ class Database:
     `_readable` takes the results, and with the sync's answer `run` gets the rows, or an error: it
     repeats what is known to be undone, and makes a Problem of the rest. No owner uses more than
     half of the connections. `_hold` takes a connection out of the pool, and gives it back once it
-    is lost or was idle for a second; the pool replaces a lost one. `_look` ends what is past its
+    is lost or was idle for a second; the pool replaces a lost one. `_maintain` ends what is past its
     deadline, waiting or on its way.
     """
 
@@ -1156,7 +1157,7 @@ class Database:
 
     async def open(self) -> None:
         await self.pool.open()
-        self._look()
+        self._maintain()
 
     async def close(self) -> None:
         self.size = 0  # so that no connection is taken any more
@@ -1272,6 +1273,7 @@ class Database:
                 else:
                     self.short_lists.discard(query.owner)
                     self.trim_at = min(self.trim_at, now + TRIM_PAUSE)
+            query.result = None  # which the traceback of an error would keep
         if queries and queries[0].statement.reads:
             self.reading -= 1
         if connection in self.connections:
@@ -1321,7 +1323,7 @@ class Database:
             log.error("no connection from the pool", exc_info=task.exception())
         self._dispatch()
 
-    def _look(self) -> None:
+    def _maintain(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
         for query in itertools.chain.from_iterable(self.waiting.values()):
@@ -1336,7 +1338,7 @@ class Database:
         if now > self.trim_at:
             self.trim_at = math.inf
             malloc_trim(0)
-        self.timer = loop.call_later(LOOK_TIME, self._look)
+        self.timer = loop.call_later(MAINTENANCE_PAUSE, self._maintain)
 
     async def _configure(self, connection: Connection) -> None:
         connection.listen(self._finished)
@@ -1631,7 +1633,7 @@ def new_request_id() -> bytes:
     return b"%016x" % random.getrandbits(64)
 
 
-class Envelope:
+class ExchangeMiddleware:
     """Request id, CORS, common headers, an answer to every error, one log line.
 
     Outside of all that is ours, so that an error's answer has every header too.
@@ -1667,7 +1669,7 @@ class Envelope:
             scope["method"] == "OPTIONS" and origin is not None and PREFLIGHT_HEADER in asked
         )
 
-        async def send_in_envelope(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -1677,11 +1679,11 @@ class Envelope:
         level, fault, trace = logging.INFO, "", None
         try:
             app = self._preflight(asked) if preflight else self.app
-            await app(scope, receive, send_in_envelope)
+            await app(scope, receive, send_with_headers)
         except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 the last resort (FR-027)
-            problem, level, fault, trace = self._verdict(exc)
+            problem, level, fault, trace = self._problem_of(exc)
             if problem is not None and not status:
-                await problem.response()(scope, receive, send_in_envelope)
+                await problem.response()(scope, receive, send_with_headers)
         if log.isEnabledFor(level):
             client = scope.get("client") or ("-",)
             line = (
@@ -1697,7 +1699,7 @@ class Envelope:
                 log.log(level, "%s", line, exc_info=trace)
 
     @staticmethod
-    def _verdict(exc: BaseException) -> tuple[Problem | None, int, str, BaseException | None]:
+    def _problem_of(exc: BaseException) -> tuple[Problem | None, int, str, BaseException | None]:
         """What to answer to an exception, and how to log it (FR-028)."""
         match exc:
             case Problem(reason=""):
@@ -1741,7 +1743,7 @@ class Envelope:
         )
 
 
-class Authentication:
+class AuthenticationMiddleware:
     """Lets nobody under /api without a valid token; scope["user"] is whose it is."""
 
     def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
@@ -1807,11 +1809,11 @@ def create_app(settings: Settings) -> Starlette:
         routes=routes,
         middleware=[
             Middleware(
-                Envelope,
+                ExchangeMiddleware,
                 origins=settings.allowed_origins,
                 log_line=cast("LogHandler", log.handlers[0]).write,
             ),
-            Middleware(Authentication, tokens=Tokens(settings)),
+            Middleware(AuthenticationMiddleware, tokens=Tokens(settings)),
         ],
         exception_handlers={HTTPException: no_such_path},
         lifespan=lifespan,
@@ -2177,7 +2179,7 @@ def _columns_of(table: sa.Table) -> dict[str, str]:
 def wait_for_database(settings: Settings) -> None:
     """Examine the database; wait for one that is away or locked. Raises StartupError."""
     deadline = time.monotonic() + CONNECT_GRACE
-    told = False
+    warned = False
     while True:
         try:
             with connected(settings) as connection:
@@ -2192,9 +2194,9 @@ def wait_for_database(settings: Settings) -> None:
                     f"todo.py cannot start: the database of NEON_DB_URL cannot be reached "
                     f"({reason})\nIs it running, and is the URL right?"
                 ) from None
-        if not told:
+        if not warned:
             log.warning("waiting up to %.0f s for the database: %s", CONNECT_GRACE, reason)
-            told = True
+            warned = True
         time.sleep(OUTAGE_PAUSE)
     if differences:
         raise StartupError(

@@ -645,6 +645,23 @@ async def test_whatever_a_database_sets_by_default_the_answers_are_the_same(
     postgres.drop_database(url)
 
 
+async def test_a_database_that_only_reads_is_one_that_is_away_for_writes(
+    postgres: Database, serve: Serve
+) -> None:
+    """A hot standby, or one whose owner has set it so."""
+    url = postgres.create_database(schema=True)
+    name = urllib.parse.urlsplit(url).path[1:]
+    server = await asyncio.to_thread(serve, {"DB_POOL_SIZE": "1"}, database_url=url)
+    postgres.execute(f"alter database {name} set default_transaction_read_only = on")
+    with psycopg.connect(postgres.url, autocommit=True) as admin:
+        cut_idle(admin, url)
+    caller = Caller(server.port)
+    assert (await caller.ask("GET", "")).body == []
+    is_error(await caller.ask("POST", "", {"title": "x"}), DATABASE_UNAVAILABLE, within=2.0)
+    assert "Traceback" not in server.stderr()
+    postgres.drop_database(url)
+
+
 REPEATABLE = {"serialization-failure": "40001", "deadlock": "40P01"}
 REFUSE = """
 create sequence tries;
