@@ -659,7 +659,7 @@ class Problem(Exception):
         return Response(body, self.status, self.headers, media_type="application/json")
 
 
-# Authentication: bearer tokens and their users. Section 6 of the design, RFC 7515, 7517, 7519 and 8725.
+# Authentication: bearer tokens, by section 6 of the design, RFC 7515, 7517, 7519 and 8725.
 
 LEEWAY = 10.0  # seconds that the clocks of Better Auth and this machine may differ
 TOKEN_MAX = 16 * 1024  # bytes
@@ -1123,8 +1123,8 @@ class Database:
     `_readable` takes the results, and with the sync's answer `run` gets the rows, or an error: it
     repeats what is known to be undone, and makes a Problem of the rest. No owner uses more than
     half of the connections. `_hold` takes a connection out of the pool, and gives it back once it
-    is lost or was idle for a second; the pool replaces a lost one. `_maintain` ends what is past its
-    deadline, waiting or on its way.
+    is lost or was idle for a second; the pool replaces a lost one. `_maintain` ends what is past
+    its deadline, waiting or on its way.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -1830,6 +1830,7 @@ REQUEST_MAX = 1024 * 1024  # bytes of a whole request: body, chunk headers and t
 PIECE = 4 * 1024  # bytes that the parser takes at a time
 REQUEST_TIME = 25.0  # seconds for a request to arrive, and for a client to read some of its answer
 KEEP_ALIVE = 75.0  # seconds that an idle connection is kept, longer than the usual proxies do
+UNREAD_MAX = 128 * 1024 * 1024  # bytes of all answers; beyond, a client must read at every tick
 TICK = 1.0  # seconds between two looks at a connection
 LINGER = 1.0  # seconds of a shutdown in which an idle connection may still bring a request
 SHUTDOWN_GRACE = 10  # seconds of a shutdown for what is in flight
@@ -1928,10 +1929,14 @@ class Protocol(HttpToolsProtocol):
         now = self.loop.time()
         if turn != self.turn:
             self.turn, self.turn_began = turn, now
-        elif now - self.turn_began > limit:
+        elif now - self.turn_began > limit or (unread and self._unread_in_all() > UNREAD_MAX):
             self.transport.abort()
             return
         self.ticker = self.loop.call_later(TICK, self._tick)
+
+    def _unread_in_all(self) -> int:
+        protocols = cast("set[Protocol]", self.connections)
+        return sum(each.corked.get_write_buffer_size() for each in protocols)
 
     def data_received(self, data: bytes) -> None:
         self.unparsed += data

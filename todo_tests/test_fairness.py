@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from todo_tests.damage import Caller, Life, rss, soon, together
+from todo_tests.damage import Caller, Life, peak_rss, rss, soon, together
 from todo_tests.support import Database, OwnPostgres, Serve, Server, servers
 
 DB_TIMEOUT = "3"
@@ -279,3 +279,25 @@ async def test_huge_lists_at_once_leave_the_process_as_small_as_before(
         await soon(small_again, within=10.0, why="it stays larger")
         print(f"larger by {grown:.0f} MiB")
     await together(Life(server.port, seed).steps(20) for seed in range(8))
+
+
+async def test_answers_that_nobody_reads_fill_no_memory(serve: Serve, crowded: str) -> None:
+    """40 connections of one user, 25 MB each; those who read are served all the while."""
+    server = await asyncio.to_thread(serve, {"DB_TIMEOUT": "30"}, database_url=crowded)
+    await together(Life(server.port, seed).steps(20) for seed in range(8))
+    hungry, life = Caller(server.port, "25-mb"), Life(server.port)
+    with peak_rss(server.process.pid) as growth:
+        writers = []
+        for _ in range(40):
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=2**16)
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            writer.write(hungry.head("GET", ""))
+            writers.append(writer)
+        end = asyncio.get_running_loop().time() + 12.0
+        while asyncio.get_running_loop().time() < end:
+            await life.step()
+            await asyncio.sleep(0.02)
+    for writer in writers:
+        writer.transport.abort()
+    print(f"larger by {growth[0]:.0f} MiB, others within {life.slowest:.2f} s")
+    assert growth[0] < 800.0
