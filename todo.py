@@ -29,11 +29,17 @@ Map, each section built only on those above it:
     models            request bodies and the words for their faults
     errors            one table from error code to status and sentence
     authentication    bearer tokens: HS256 by shared secret, the rest by Better Auth's JWKS
-    storage           statements on pooled connections, one round trip each
+    storage           queries in batches on pooled connections, one round trip each
     endpoints         the six operations on tasks, health, contract and docs
     app               middleware and create_app
-    HTTP server       limits on slow and oversized requests, serving
+    HTTP server       uvicorn's protocol, safe against hostile clients
     command line      serve, dev, init-db, token, check
+
+Where a change goes, besides its test and `openapi.yaml`:
+
+    a field of a task    schema.sql; `tasks`, `_created` and `_updated`; the models and MESSAGES
+    an error             ERRORS, README
+    a variable           Settings, .env.example, README
 """
 
 from __future__ import annotations
@@ -415,7 +421,7 @@ DESCRIPTION_MAX = 1000
 USER_ID_MAX = 255
 TASK_ID_MAX = 2**63 - 1
 
-_now = sa.func.current_timestamp()
+_current = sa.func.current_timestamp()
 tasks = sa.Table(
     "tasks",
     sa.MetaData(),
@@ -424,8 +430,8 @@ tasks = sa.Table(
     sa.Column("title", sa.String(TITLE_MAX), nullable=False),
     sa.Column("description", sa.Text),
     sa.Column("completed", sa.Boolean, nullable=False, server_default=sa.false()),
-    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
-    sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False, server_default=_now),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=_current),
+    sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False, server_default=_current),
     sa.CheckConstraint("user_id <> ''", name="tasks_user_id_not_empty"),
     sa.CheckConstraint("title <> ''", name="tasks_title_not_empty"),
     sa.CheckConstraint(
@@ -489,8 +495,6 @@ _columns = tasks.c
 _body = _json_object(_columns)
 _owner = sa.bindparam("owner", type_=sa.String)
 _task = sa.bindparam("task", type_=sa.BigInteger)
-_title = sa.bindparam("new_title", type_=sa.String)
-_description = sa.bindparam("new_description", type_=sa.Text)
 _mine = sa.and_(_columns.id == _task, _columns.user_id == _owner)
 _another_owners = sa.and_(_columns.id == _task, _columns.user_id != _owner)
 
@@ -520,28 +524,28 @@ def _changed(change: Any) -> Statement:
     )
 
 
+def _new(name: str) -> Any:
+    return sa.bindparam(f"new_{name}", type_=_columns[name].type)
+
+
+def _new_or_kept(name: str) -> Any:
+    keep = sa.bindparam(f"keep_{name}", type_=sa.Boolean)
+    return sa.case((keep, _columns[name]), else_=_new(name))
+
+
 # Each gives rows of one column.
-_changes = {
-    "title": _title,
-    "description": sa.case(
-        (sa.bindparam("keep_description", type_=sa.Boolean), _columns.description),
-        else_=_description,
-    ),
-    "completed": sa.func.coalesce(
-        sa.bindparam("new_completed", type_=sa.Boolean), _columns.completed
-    ),
-    "updated_at": sa.func.clock_timestamp(),
-}
-_toggled = {"completed": sa.not_(_columns.completed), "updated_at": sa.func.clock_timestamp()}
-_new = {"user_id": _owner, "title": _title, "description": _description}
+_created = {"user_id": _owner} | {name: _new(name) for name in ("title", "description")}
+_updated = {name: _new_or_kept(name) for name in ("title", "description", "completed")}
+_toggled = {"completed": sa.not_(_columns.completed)}
+_now = {"updated_at": sa.func.clock_timestamp()}
 
 LIST = _list()
 LIST_BY_STATUS = _list(_columns.completed == sa.bindparam("status", type_=sa.Boolean))
-CREATE = compiled(sa.insert(tasks).values(_new).returning(_body))
+CREATE = compiled(sa.insert(tasks).values(_created).returning(_body))
 GET = _one(sa.select(_body).where(_mine).scalar_subquery(), reads=True)
-UPDATE = _changed(sa.update(tasks).values(_changes))
+UPDATE = _changed(sa.update(tasks).values(_updated | _now))
 DELETE = _changed(sa.delete(tasks))
-TOGGLE = _changed(sa.update(tasks).values(_toggled))
+TOGGLE = _changed(sa.update(tasks).values(_toggled | _now))
 TABLE = compiled(sa.select(tasks).limit(sa.literal_column("0")), reads=True)
 
 
@@ -570,9 +574,14 @@ class NewTask(BaseModel):
     title: Title
     description: Description | None = None
 
+    def values(self) -> dict[str, Any]:
+        """What the statements take: `new_...`, and `keep_...` where the member is absent."""
+        new = {f"new_{name}": value for name, value in self}
+        return new | {f"keep_{name}": name not in self.model_fields_set for name, _ in self}
+
 
 class TaskUpdate(NewTask):
-    """Body of PUT. A member that is absent, not null, keeps its value: see model_fields_set."""
+    """Body of PUT. A member that is absent, not null, keeps its value."""
 
     completed: bool = False
 
@@ -683,7 +692,7 @@ MEMORY_MAX = 10_000  # tokens, of which about 300 bytes each are kept
 JWKS_FAULTS = (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, RecursionError)
 
 
-def _hang_up(connected: socket.socket) -> None:
+def _shut_down(connected: socket.socket) -> None:
     with suppress(OSError):
         connected.shutdown(socket.SHUT_RDWR)
 
@@ -695,9 +704,9 @@ def _fetch_jwks(url: str) -> dict[tuple[str, str], jwt.PyJWK]:
     connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
     with closing(connect(parts.netloc, timeout=JWKS_TIMEOUT)) as connection:
         connection.connect()
-        hang_up = threading.Timer(JWKS_TIMEOUT, _hang_up, [connection.sock])
+        cut_off = threading.Timer(JWKS_TIMEOUT, _shut_down, [connection.sock])
         # Its own time-out is for each receive alone; an answer that drips ends by this one.
-        hang_up.start()
+        cut_off.start()
         try:
             target = parts.path + (f"?{parts.query}" if parts.query else "")
             connection.request("GET", target, headers={"Accept": "application/json"})
@@ -706,7 +715,7 @@ def _fetch_jwks(url: str) -> dict[tuple[str, str], jwt.PyJWK]:
                 raise ValueError(f"status {response.status}")
             body = response.read(JWKS_MAX + 1)
         finally:
-            hang_up.cancel()
+            cut_off.cancel()
     if len(body) > JWKS_MAX:
         raise ValueError("too long an answer")
     keys = {}
@@ -736,8 +745,7 @@ class KeySet:
         """Key of that kid and alg, if there is one. Raises Problem if that cannot be known."""
         now = asyncio.get_running_loop().time()
         if name in self.keys:
-            away = now - self.failed < KEYS_RETRY
-            if now - self.fetched > KEYS_FRESH and not away:
+            if now - self.fetched > KEYS_FRESH and now - self.failed > KEYS_RETRY:
                 fetching = self._refresh()
                 if now - self.fetched > KEYS_MAX_AGE:
                     await asyncio.shield(fetching)
@@ -1476,9 +1484,7 @@ async def list_tasks(request: Request) -> Response:
 async def create_task(request: Request) -> Response:
     path = path_of(request)
     new = await body_of(request, NewTask)
-    [body] = await database_of(request).run(
-        CREATE, new_title=new.title, new_description=new.description, **path
-    )
+    [body] = await database_of(request).run(CREATE, **new.values(), **path)
     task = cast("re.Match[bytes]", TASK_ID_MEMBER.match(body or b""))[1].decode()
     location = f"/api/{quote(path['owner'], safe='')}/tasks/{task}"
     return Response(body, 201, {"Location": location}, media_type="application/json")
@@ -1491,15 +1497,7 @@ async def get_task(request: Request) -> Response:
 async def update_task(request: Request) -> Response:
     path = path_of(request)
     new = await body_of(request, TaskUpdate)
-    row = await database_of(request).run(
-        UPDATE,
-        new_title=new.title,
-        new_description=new.description,
-        keep_description="description" not in new.model_fields_set,
-        new_completed=new.completed if "completed" in new.model_fields_set else None,
-        **path,
-    )
-    return task_response(row)
+    return task_response(await database_of(request).run(UPDATE, **new.values(), **path))
 
 
 async def delete_task(request: Request) -> Response:

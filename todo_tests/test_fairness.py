@@ -300,4 +300,4 @@ async def test_answers_that_nobody_reads_fill_no_memory(serve: Serve, crowded: s
     for writer in writers:
         writer.transport.abort()
     print(f"larger by {growth[0]:.0f} MiB, others within {life.slowest:.2f} s")
-    assert growth[0] < 800.0
+    assert growth[0] < 1000.0
