@@ -54,6 +54,17 @@ def _forget_template() -> Iterator[None]:
     OwnPostgres.forget_template()
 
 
+@pytest.fixture(autouse=True)
+def _log_is_written(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What a test logs in process is captured with it, and not printed into the next one."""
+    import todo
+
+    monkeypatch.setattr(todo, "LOG_DELAY", 0.0)
+    yield
+    for handler in todo.log.handlers:
+        handler.flush()
+
+
 @pytest.fixture(scope="session")
 def database_url(postgres: Database) -> Iterator[str]:
     """A fresh database with `schema.sql` applied."""
