@@ -998,6 +998,7 @@ class Connection(psycopg.AsyncConnection[Any]):
 
     queries: Sequence[Query] = ()  # under way
     used = 0.0  # when last, in the loop's time
+    shared = False  # by reads that may be of several owners
     retired = False  # not to be used again
     listening = False
 
@@ -1156,8 +1157,9 @@ class Database:
         self.tasks: set[asyncio.Task[None]] = set()  # of `_hold`, one for each connection
         self.connections: set[Connection] = set()  # out of the pool
         self.idle: list[Connection] = []
-        self.reading = 0  # connections with reads
-        self.read_at = 0.0  # when the last batch of reads was sent, in the loop's time
+        self.sharing = 0  # connections with reads that share them
+        self.shared_at = 0.0  # when the last such batch was sent, in the loop's time
+        self.timers: dict[str, asyncio.TimerHandle] = {}
         self.prepare = True
         self.gave_up = False  # whether the pool makes no attempt to connect, though some wait
         self.unreachable_until = 0.0
@@ -1169,7 +1171,8 @@ class Database:
 
     async def close(self) -> None:
         self.size = 0  # so that no connection is taken any more
-        self.timer.cancel()
+        for timer in self.timers.values():
+            timer.cancel()
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -1228,32 +1231,37 @@ class Database:
             batch = self._next_batch()
             if not batch:
                 return
+            connection = self.idle.pop()
             for owner in {query.owner for query in batch}:
                 self.used[owner] += 1
-            if batch[0].statement.reads:
-                loop = asyncio.get_running_loop()
-                self.reading += 1
-                self.read_at = loop.time()
-                loop.call_later(PATIENCE, self._dispatch)
-            self.idle.pop().send(batch)
+            if not self._alone(batch[0]):
+                connection.shared = True
+                self.sharing += 1
+                self.shared_at = asyncio.get_running_loop().time()
+            connection.send(batch)
+
+    def _alone(self, query: Query) -> bool:
+        """Whether it gets a connection of its own: a write, or a list that may be long."""
+        statement = query.statement
+        return not statement.reads or (statement.lists and query.owner not in self.short_lists)
 
     def _next_batch(self) -> list[Query]:
-        """One write, or reads; without those whose client has gone."""
-        now = asyncio.get_running_loop().time()
-        # Reads wait a moment for those under way, so that more of them go out together.
-        patient = self.reading and len(self.waiting) < BATCH_MAX and now < self.read_at + PATIENCE
+        """Reads that share a connection, or one query alone; without those whose client has gone.
+
+        Reads wait a moment for those under way, so that more of them go out together.
+        """
+        left = self.shared_at + PATIENCE - asyncio.get_running_loop().time()
+        patient = self.sharing and len(self.waiting) < BATCH_MAX and left > 0
         batch: list[Query] = []
         full = False
         for owner, queries in list(self.waiting.items()):
             taken = len(batch)
             while queries and not full and self.used[owner] < self.share:
                 query = queries[0]
-                alone = not query.statement.reads or (
-                    query.statement.lists and owner not in self.short_lists
-                )
+                alone = self._alone(query)
                 if query.rows.done():
                     queries.popleft()
-                elif (alone and batch) or (patient and query.statement.reads):
+                elif (alone and batch) or (patient and not alone):
                     break
                 else:
                     batch.append(queries.popleft())
@@ -1264,7 +1272,14 @@ class Database:
                     self.waiting[owner] = queries  # behind those of others
             if full:
                 break
+        if patient and self.waiting and not self.timers.get("patience"):
+            loop = asyncio.get_running_loop()
+            self.timers["patience"] = loop.call_later(left, self._lose_patience)
         return batch
+
+    def _lose_patience(self) -> None:
+        del self.timers["patience"]
+        self._dispatch()
 
     def _finished(self, connection: Connection, queries: Sequence[Query]) -> None:
         for owner in {query.owner for query in queries}:
@@ -1282,8 +1297,9 @@ class Database:
                     self.short_lists.discard(query.owner)
                     self.trim_at = min(self.trim_at, now + TRIM_PAUSE)
             query.result = None  # which the traceback of an error would keep
-        if queries and queries[0].statement.reads:
-            self.reading -= 1
+        if connection.shared:
+            connection.shared = False
+            self.sharing -= 1
         if connection in self.connections:
             connection.used = now
             if connection.closed or connection.retired:
@@ -1346,7 +1362,7 @@ class Database:
         if now > self.trim_at:
             self.trim_at = math.inf
             malloc_trim(0)
-        self.timer = loop.call_later(MAINTENANCE_PAUSE, self._maintain)
+        self.timers["maintenance"] = loop.call_later(MAINTENANCE_PAUSE, self._maintain)
 
     async def _configure(self, connection: Connection) -> None:
         connection.listen(self._finished)

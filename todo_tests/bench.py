@@ -34,7 +34,7 @@ import time
 import venv
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -163,9 +163,13 @@ class Postgres:
 # Servers: real processes, their output in a file.
 def tree_cpu(pid: int) -> float:
     """CPU seconds of a process and all its children, those that ended too."""
-    process = psutil.Process(pid)
-    times = [p.cpu_times() for p in (process, *process.children(recursive=True))]
-    return sum(t.user + t.system + t.children_user + t.children_system for t in times)
+    used = 0.0
+    # Children first: one that ends meanwhile is counted by its parent then.
+    for process in (*psutil.Process(pid).children(recursive=True)[::-1], psutil.Process(pid)):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            used += times.user + times.system + times.children_user + times.children_system
+    return used
 
 
 def machine_cpu() -> float:
