@@ -51,6 +51,8 @@ from todo_tests.support import (
     free_port,
 )
 
+pytestmark = pytest.mark.slow
+
 NewPostgres = Callable[..., OwnPostgres]
 ONE_SHAPE = {**ON_EVERY_ANSWER, "access-control-allow-origin": ORIGIN}
 

@@ -16,6 +16,8 @@ import pytest
 from todo_tests.damage import Caller, Life, peak_rss, rss, soon, together
 from todo_tests.support import Database, OwnPostgres, Serve, Server, servers
 
+pytestmark = pytest.mark.slow
+
 DB_TIMEOUT = "3"
 SECONDS = 5.0  # longer than that, so that whoever gets no connection gets 500
 HEAVY = "100000-short-tasks"

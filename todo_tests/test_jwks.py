@@ -139,6 +139,7 @@ async def test_the_first_token_after_a_rotation_is_accepted_at_once(
         issuer.keys.append(Key("EdDSA"))
 
 
+@pytest.mark.slow
 async def test_it_is_accepted_even_when_rotations_use_up_the_allowance(
     client: httpx.AsyncClient, issuer: Issuer
 ) -> None:
@@ -175,6 +176,7 @@ async def test_a_key_published_while_a_fetch_is_under_way_is_found(
     assert_error(await stranger, "INVALID_TOKEN")
 
 
+@pytest.mark.slow
 async def test_a_flood_of_invented_kids_costs_few_fetches(
     client: httpx.AsyncClient, issuer: Issuer
 ) -> None:
@@ -291,6 +293,7 @@ async def test_known_keys_are_served_while_better_auth_is_away(
     assert_error(await invented(client, issuer), "INVALID_TOKEN")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nX: ", HEAD + b"Content-Length: 99\r\n\r\n"])
 async def test_an_answer_that_drips_is_hung_up_on(
     client: httpx.AsyncClient, issuer: Issuer, user: str, head: bytes
@@ -312,6 +315,7 @@ async def test_an_answer_that_drips_is_hung_up_on(
     assert await asyncio.to_thread(hung_up.wait, 1.5)
 
 
+@pytest.mark.slow
 async def test_nobody_listening_is_503_until_somebody_does(
     client: httpx.AsyncClient, issuer: Issuer, user: str
 ) -> None:
@@ -569,6 +573,7 @@ def test_a_kid_that_is_used_again_means_the_new_key_within_five_minutes(play: Pl
     play(scenario)
 
 
+@pytest.mark.slow
 def test_known_keys_outlive_any_outage(play: Play) -> None:
     """And hours of it cost few attempts, and nobody much waiting."""
 
@@ -585,6 +590,7 @@ def test_known_keys_outlive_any_outage(play: Play) -> None:
     play(scenario)
 
 
+@pytest.mark.slow
 def test_an_outage_makes_nobody_wait_for_better_auth_each_time(play: Play) -> None:
     async def scenario(scene: Scene) -> None:
         scene.issuer.answer = FAULTS["slow"]
@@ -597,6 +603,7 @@ def test_an_outage_makes_nobody_wait_for_better_auth_each_time(play: Play) -> No
     play(scenario)
 
 
+@pytest.mark.slow
 def test_good_keys_are_asked_for_about_once_a_minute(play: Play) -> None:
     async def scenario(scene: Scene) -> None:
         assert [await scene.after(10, scene.new_token()) for _ in range(48)] == [200] * 48

@@ -940,6 +940,7 @@ async def test_a_remembered_token_helps_no_other(caller: httpx.AsyncClient, forg
         assert response.status_code == status
 
 
+@pytest.mark.slow
 async def test_the_memory_is_bounded(make_settings: Any) -> None:
     import todo
 
