@@ -258,7 +258,13 @@ FAULTS: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(fault, id=name, marks=[pytest.mark.slow] if name == "slow" else [])
+        for name, fault in FAULTS.items()
+    ],
+)
 async def test_while_no_key_is_known_a_fault_is_503(
     client: httpx.AsyncClient, issuer: Issuer, fault: Any, user: str
 ) -> None:
@@ -545,7 +551,13 @@ FIVE_MINUTES = 300
 
 @pytest.mark.parametrize(
     "pauses",
-    [[FIVE_MINUTES], [239, 61], [59, 240, 1], [1, 59, 61, 118, 61], [10] * 30],
+    [
+        [FIVE_MINUTES],
+        [239, 61],
+        [59, 240, 1],
+        [1, 59, 61, 118, 61],
+        pytest.param([10] * 30, marks=pytest.mark.slow),
+    ],
     ids=lambda pauses: "+".join(map(str, pauses[:5])),
 )
 def test_a_withdrawn_key_stops_working_within_five_minutes(play: Play, pauses: list[int]) -> None:

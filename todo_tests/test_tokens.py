@@ -632,11 +632,16 @@ def in_header(forge: Forge) -> Callable[[Forger], Headers]:
     return lambda forger: authorization(f"Bearer {forge(forger)}")
 
 
+# The key set is fetched once a second at the most, so behind "kid of nobody" each of these waits.
+WAITING = {"kid empty", "kid of SQL", "kid of another key set", "kid of another algorithm"}
+
+
 def refusals() -> Iterator[Any]:
     """Everything that is refused: code, and the headers that are sent."""
     for table, code in ((REFUSED, "INVALID_TOKEN"), (EXPIRED, "TOKEN_EXPIRED")):
         for name, forge in table.items():
-            yield pytest.param(code, in_header(forge), id=f"{code} {name}")
+            marks = [pytest.mark.slow] if name in WAITING else []
+            yield pytest.param(code, in_header(forge), id=f"{code} {name}", marks=marks)
     several: dict[str, Callable[[Forger], Headers]] = {
         "two good ones": lambda f: authorization(f"Bearer {f.shared()}", f"Bearer {f.signed()}"),
         "the same twice": lambda f: authorization(*[f"Bearer {f.shared()}"] * 2),
@@ -881,6 +886,7 @@ def test_a_refusal_for_its_aud_or_iss_says_what_to_set(
     assert not re.search("x{121}", reason)
 
 
+@pytest.mark.slow
 def test_a_refusal_says_what_the_variables_want(
     serve: Serve, forger: Forger, issuer: Issuer
 ) -> None:
@@ -918,6 +924,7 @@ async def test_the_secret_is_its_utf_8_bytes(make_settings: Any, user: str) -> N
 # The memory of verified tokens.
 
 
+@pytest.mark.slow
 async def test_a_remembered_token_is_refused_once_it_has_expired(
     caller: httpx.AsyncClient, forger: Forger
 ) -> None:
