@@ -709,6 +709,8 @@ async def test_a_strange_user_sees_nobody_elses_tasks(
     caller: httpx.AsyncClient, forger: Forger, capfd: pytest.CaptureFixture[str], sub: str
 ) -> None:
     """FR-005, and the log stays one line."""
+    logging.getLogger("todo").handlers[0].flush()
+    capfd.readouterr()  # what the test before has left
     headers = {"Authorization": f"Bearer {forger.shared(sub=sub)}"}
     response = await caller.get(path_of(forger.user), headers=headers)
     assert_error(response, "FORBIDDEN")
