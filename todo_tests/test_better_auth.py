@@ -21,7 +21,7 @@ from todo_tests.better_auth import (
 )
 from todo_tests.support import AUTH_URL, SECRET, assert_error, assert_task, path_of
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 ALGORITHMS = ("EdDSA", "ES256", "ES512", "RS256", "PS256")
 

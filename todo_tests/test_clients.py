@@ -18,6 +18,8 @@ from todo_tests.support import (
     token,
 )
 
+pytestmark = pytest.mark.slow
+
 TOOLS = Path(__file__).parent / "contract_tools"
 USER = "auth0|é 1"  # clients encode it by themselves
 STRICT = (

@@ -27,6 +27,8 @@ from todo_tests.support import (
     servers,
 )
 
+pytestmark = pytest.mark.slow
+
 ALL_FILES = ("todo.py", "schema.sql", "openapi.yaml", ".requirements-run.txt", ".env.example")
 NO_SETTINGS = {"NEON_DB_URL": None, "BETTER_AUTH_SECRET": None, "BETTER_AUTH_URL": None}
 

@@ -40,6 +40,8 @@ from todo_tests.support import (
     servers,
 )
 
+pytestmark = pytest.mark.slow
+
 OF_TASKS = [
     f"{method.upper()} {path}" for method, path, _ in operations() if path.startswith("/api/")
 ]

@@ -199,6 +199,7 @@ def waits(postgres: Database) -> Iterator[AllAtOnce]:
 # Idle connections
 
 
+@pytest.mark.slow
 def test_no_request_sees_that_idle_connections_were_cut_again_and_again(
     own_postgres: NewPostgres, serve: Serve
 ) -> None:
@@ -220,6 +221,7 @@ def test_no_request_sees_that_idle_connections_were_cut_again_and_again(
     assert " 500 " not in server.stderr()
 
 
+@pytest.mark.slow
 async def test_a_request_is_one_round_trip_and_one_statement_after_a_cut_too(
     own_postgres: NewPostgres, serve: Serve
 ) -> None:
@@ -256,6 +258,7 @@ KEEPALIVES = {
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the options have other names elsewhere")
 @pytest.mark.parametrize(("parameters", "expected"), KEEPALIVES.values(), ids=KEEPALIVES)
+@pytest.mark.slow
 async def test_an_idle_connection_is_probed_so_that_no_firewall_forgets_it(
     make_settings: Callable[..., todo.Settings],
     database_url: str,
@@ -289,6 +292,7 @@ async def test_an_idle_connection_is_probed_so_that_no_firewall_forgets_it(
 # Attempts to connect
 
 
+@pytest.mark.slow
 async def test_failed_attempts_to_connect_cost_no_connection(
     monkeypatch: pytest.MonkeyPatch, make_settings: Callable[..., todo.Settings]
 ) -> None:
@@ -348,6 +352,7 @@ class Writers:
         return await soon(reached, within=within, why=f"no {more} writes within {within:.0f} s")
 
 
+@pytest.mark.slow
 def test_three_kills_under_writes_lose_nothing_and_double_nothing(
     own_postgres: NewPostgres, serve: Serve
 ) -> None:
@@ -387,6 +392,7 @@ def test_three_kills_under_writes_lose_nothing_and_double_nothing(
 # Statements that hang
 
 
+@pytest.mark.slow
 def test_a_locked_table_is_a_timeout_for_all_and_costs_no_connection(
     own_postgres: NewPostgres, serve: Serve
 ) -> None:
@@ -435,6 +441,7 @@ def test_a_locked_table_is_a_timeout_for_all_and_costs_no_connection(
     print(f"40 callers, pool of 10, DB_TIMEOUT 2 s: all answered within {max(waits):.2f} s")
 
 
+@pytest.mark.slow
 def test_a_locked_row_holds_up_only_its_own_callers(
     own_postgres: NewPostgres, serve: Serve
 ) -> None:
@@ -462,6 +469,7 @@ def test_a_locked_row_holds_up_only_its_own_callers(
     asyncio.run(lock())
 
 
+@pytest.mark.slow
 async def test_a_network_that_falls_silent_is_a_timeout_and_nothing_more(
     own_postgres: NewPostgres, serve: Serve
 ) -> None:
@@ -574,6 +582,7 @@ async def test_a_write_that_lost_its_connection_is_never_repeated(
 
 
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+@pytest.mark.slow
 async def test_in_any_isolation_the_last_write_wins(
     postgres: Database, serve: Serve, isolation: str
 ) -> None:
@@ -625,6 +634,7 @@ DEFAULTS = {
 }
 
 
+@pytest.mark.slow
 async def test_whatever_a_database_sets_by_default_the_answers_are_the_same(
     postgres: Database, serve: Serve
 ) -> None:
@@ -696,6 +706,7 @@ async def test_a_write_that_postgresql_asks_to_repeat_is_repeated_until_it_is_do
     postgres.drop_database(url)
 
 
+@pytest.mark.slow
 async def test_a_write_that_is_never_done_is_a_timeout_and_no_storm(
     postgres: Database, serve: Serve
 ) -> None:
@@ -712,6 +723,7 @@ async def test_a_write_that_is_never_done_is_a_timeout_and_no_storm(
     postgres.drop_database(url)
 
 
+@pytest.mark.slow
 async def test_a_write_that_loses_a_deadlock_is_repeated(postgres: Database, serve: Serve) -> None:
     """With somebody's migration, which holds the row and then wants the table."""
     url = postgres.create_database(schema=True)
@@ -788,6 +800,7 @@ def changing(postgres: Database) -> Iterator[tuple[Server, str]]:
 
 
 @pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.slow
 async def test_after_any_change_of_the_table_that_leaves_it_usable_the_service_goes_on(
     changing: tuple[Server, str], postgres: Database, change: str
 ) -> None:
@@ -814,6 +827,7 @@ async def test_after_any_change_of_the_table_that_leaves_it_usable_the_service_g
 # Start-up
 
 
+@pytest.mark.slow
 def test_start_up_waits_for_a_database_that_is_down_for_a_moment(
     own_postgres: NewPostgres, serve: Serve
 ) -> None:
@@ -832,6 +846,7 @@ def test_start_up_waits_for_a_database_that_is_down_for_a_moment(
 
 
 @pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.slow
 def test_start_up_gives_up_on_a_database_that_stays_away(waits: AllAtOnce, workers: str) -> None:
     code, seconds, server = waits[workers]
     assert code == 1
@@ -844,6 +859,7 @@ def test_start_up_gives_up_on_a_database_that_stays_away(waits: AllAtOnce, worke
     assert "a-password" not in server.stdout() + server.stderr()
 
 
+@pytest.mark.slow
 def test_start_up_says_that_the_table_is_locked_and_waits_for_it(waits: AllAtOnce) -> None:
     server: Server = waits["released"]
     [waiting] = [line for line in lines(server) if "lock" in line]
@@ -853,6 +869,7 @@ def test_start_up_says_that_the_table_is_locked_and_waits_for_it(waits: AllAtOnc
 
 
 @pytest.mark.parametrize("command", LOCKED_OUT)
+@pytest.mark.slow
 def test_no_command_waits_for_a_lock_for_ever(waits: AllAtOnce, command: str) -> None:
     code, seconds, server = waits[command]
     said = server.stdout() + server.stderr()
@@ -877,6 +894,7 @@ def test_no_command_waits_for_a_lock_for_ever(waits: AllAtOnce, command: str) ->
 
 
 @pytest.mark.parametrize("seconds", [1.0, 20.0], ids=["of-a-second", "of-20-seconds"])
+@pytest.mark.slow
 def test_an_outage_is_answered_at_once_and_over_at_once(waits: AllAtOnce, seconds: float) -> None:
     """After 20 s a pool that doubles its pauses would sleep on for 10 s or more."""
     seen: Outage = waits["outages"][seconds]

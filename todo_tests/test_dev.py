@@ -32,6 +32,8 @@ from todo_tests.support import (
     plain_environment,
 )
 
+pytestmark = pytest.mark.slow
+
 FILES = ("todo.py", "schema.sql", "openapi.yaml", ".requirements-run.txt", ".env.example")
 NO_SETTINGS = {"NEON_DB_URL": None, "BETTER_AUTH_SECRET": None, "BETTER_AUTH_URL": None}
 Dev = Callable[..., Server]

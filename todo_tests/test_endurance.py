@@ -10,6 +10,8 @@ import pytest
 from todo_tests.damage import ORIGIN, Caller, Life, rss, together
 from todo_tests.support import SECRET, Serve, new_user
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 60.0
 CALLERS = 100
 EARLY, LATE = 5_000, 30_000  # requests

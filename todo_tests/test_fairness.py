@@ -102,6 +102,7 @@ ATTACKS: dict[str, tuple[Callable[[Caller], Awaitable[None]], int]] = {
 
 
 @pytest.mark.parametrize(("attack", "size"), ATTACKS.values(), ids=ATTACKS)
+@pytest.mark.slow
 def test_beside_a_user_with_a_huge_list_every_request_of_others_succeeds(
     serve: Serve, crowded: str, attack: Callable[[Caller], Awaitable[None]], size: int
 ) -> None:
@@ -147,7 +148,9 @@ async def most_waiting(url: str) -> int:
     return max(seen)
 
 
-@pytest.mark.parametrize("size", [2, 4, 10])
+@pytest.mark.parametrize(
+    "size", [pytest.param(2, marks=pytest.mark.slow), 4, pytest.param(10, marks=pytest.mark.slow)]
+)
 async def test_one_user_never_holds_more_than_half_of_the_connections(
     serve: Serve, postgres: Database, size: int
 ) -> None:
@@ -177,6 +180,7 @@ async def test_one_user_never_holds_more_than_half_of_the_connections(
     postgres.drop_database(url)
 
 
+@pytest.mark.slow
 async def test_nobody_waits_behind_long_lists_that_are_a_users_first(
     serve: Serve, crowded: str
 ) -> None:
@@ -221,6 +225,7 @@ def logged() -> Iterator[tuple[Server, OwnPostgres, str]]:
 
 
 @pytest.mark.parametrize("request_", QUEUED.values(), ids=QUEUED)
+@pytest.mark.slow
 async def test_what_is_queued_for_a_client_that_has_gone_is_not_run(
     logged: tuple[Server, OwnPostgres, str], request_: tuple[Any, ...]
 ) -> None:
@@ -255,6 +260,7 @@ HUGE: dict[str, tuple[str, int, set[int]]] = {
 
 
 @pytest.mark.parametrize(("timeout", "count", "statuses"), HUGE.values(), ids=HUGE)
+@pytest.mark.slow
 async def test_huge_lists_at_once_leave_the_process_as_small_as_before(
     serve: Serve, crowded: str, timeout: str, count: int, statuses: set[int]
 ) -> None:
@@ -281,6 +287,7 @@ async def test_huge_lists_at_once_leave_the_process_as_small_as_before(
     await together(Life(server.port, seed).steps(20) for seed in range(8))
 
 
+@pytest.mark.slow
 async def test_answers_that_nobody_reads_fill_no_memory(serve: Serve, crowded: str) -> None:
     """40 connections of one user, 25 MB each; those who read are served all the while."""
     server = await asyncio.to_thread(serve, {"DB_TIMEOUT": "30"}, database_url=crowded)

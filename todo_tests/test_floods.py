@@ -33,6 +33,8 @@ from todo_tests.damage import (
 )
 from todo_tests.support import Server
 
+pytestmark = pytest.mark.slow
+
 KIB, MIB = 2**10, 2**20
 DROPPED_WITHIN = 31.0  # the promise is 30 s; the last one is for a busy machine
 BODY = json.dumps({"title": "Half a task"}).encode()

@@ -342,6 +342,7 @@ def pipeline(port: int, seconds: float, size: int, pause: float) -> None:
                 time.sleep(pause)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "pause"), READERS.values(), ids=READERS)
 async def test_a_pipeline_without_end_fills_no_memory_and_delays_nobody(
     database_url: str, size: int, pause: float

@@ -23,6 +23,8 @@ from todo_tests.support import (
 )
 from todo_tests.test_vm import nginx
 
+pytestmark = pytest.mark.slow
+
 PARTITIONS = 16
 
 
@@ -169,7 +171,6 @@ from generate_series(1, %(tasks)s) n
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "partitioned"])
 def test_a_million_tasks_are_as_quick_as_twenty_thousand(
     postgres_of_growth: OwnPostgres, serve: Serve, kind: str

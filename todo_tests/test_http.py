@@ -835,6 +835,7 @@ def test_the_client_in_a_line_is_an_address_or_nobody(
         assert line.count(" user=") == line.count(" request=") == line.count(" client=") == 1
 
 
+@pytest.mark.slow
 def test_a_callers_text_in_an_exception_forges_no_line(
     postgres: Database, serve: Serve, user: str
 ) -> None:
@@ -882,6 +883,7 @@ def test_all_lines_of_the_log_have_one_form(http: httpx.Client, server: Server) 
     assert all(name in loaded for name in ("BETTER_AUTH_SECRET", "BETTER_AUTH_URL", "PORT"))
 
 
+@pytest.mark.slow
 def test_a_higher_log_level_leaves_requests_out(database_url: str) -> None:
     """LOG_LEVEL."""
     with servers(database_url) as serve:
@@ -923,6 +925,7 @@ async def test_a_line_end_is_part_of_the_path(account: Account, path: str) -> No
     assert_error(response, "NOT_FOUND")
 
 
+@pytest.mark.slow
 async def test_a_time_out_of_the_servers_own_is_a_time_out(
     postgres: Database, serve: Serve, user: str
 ) -> None:

@@ -139,6 +139,7 @@ async def test_the_first_token_after_a_rotation_is_accepted_at_once(
         issuer.keys.append(Key("EdDSA"))
 
 
+@pytest.mark.slow
 async def test_it_is_accepted_even_when_rotations_use_up_the_allowance(
     client: httpx.AsyncClient, issuer: Issuer
 ) -> None:
@@ -175,6 +176,7 @@ async def test_a_key_published_while_a_fetch_is_under_way_is_found(
     assert_error(await stranger, "INVALID_TOKEN")
 
 
+@pytest.mark.slow
 async def test_a_flood_of_invented_kids_costs_few_fetches(
     client: httpx.AsyncClient, issuer: Issuer
 ) -> None:
@@ -256,7 +258,13 @@ FAULTS: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(fault, id=name, marks=[pytest.mark.slow] if name == "slow" else [])
+        for name, fault in FAULTS.items()
+    ],
+)
 async def test_while_no_key_is_known_a_fault_is_503(
     client: httpx.AsyncClient, issuer: Issuer, fault: Any, user: str
 ) -> None:
@@ -291,6 +299,7 @@ async def test_known_keys_are_served_while_better_auth_is_away(
     assert_error(await invented(client, issuer), "INVALID_TOKEN")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nX: ", HEAD + b"Content-Length: 99\r\n\r\n"])
 async def test_an_answer_that_drips_is_hung_up_on(
     client: httpx.AsyncClient, issuer: Issuer, user: str, head: bytes
@@ -312,6 +321,7 @@ async def test_an_answer_that_drips_is_hung_up_on(
     assert await asyncio.to_thread(hung_up.wait, 1.5)
 
 
+@pytest.mark.slow
 async def test_nobody_listening_is_503_until_somebody_does(
     client: httpx.AsyncClient, issuer: Issuer, user: str
 ) -> None:
@@ -417,7 +427,7 @@ async def test_a_key_that_cannot_be_used_spoils_no_other(
 
 
 @pytest.mark.parametrize("algorithm", GENERATE)
-async def test_a_published_private_key_spoils_no_other_and_breaks_nothing(
+async def test_a_published_private_key_signs_nothing_and_spoils_no_other(
     client: httpx.AsyncClient, issuer: Issuer, algorithm: str
 ) -> None:
     leaked = Key(algorithm)
@@ -426,7 +436,7 @@ async def test_a_published_private_key_spoils_no_other_and_breaks_nothing(
     jwk.pop("key_ops", None)
     issuer.answer = answer(json.dumps({"keys": [jwk, issuer.keys[0].jwk]}).encode())
     assert await accepts(client, issuer)
-    await accepts(client, issuer, leaked)  # or not, by a 401
+    assert not await accepts(client, issuer, leaked)
     assert await accepts(client, issuer)
 
 
@@ -472,15 +482,17 @@ async def test_two_keys_of_different_algorithms_may_share_a_kid(
     assert [await accepts(client, issuer, key) for key in issuer.keys] == [True, True]
 
 
+@pytest.mark.parametrize("algorithm", ["HS256", "HS384", "HS512"])
+@pytest.mark.filterwarnings("ignore::jwt.warnings.InsecureKeyLengthWarning")
 async def test_a_symmetric_key_in_the_set_signs_nothing(
-    client: httpx.AsyncClient, issuer: Issuer, user: str
+    client: httpx.AsyncClient, issuer: Issuer, user: str, algorithm: str
 ) -> None:
     secret = b"mine" * 8
-    oct_key = {"kty": "oct", "alg": "HS256", "kid": "oct", "k": OCT}
+    oct_key = {"kty": "oct", "alg": algorithm, "kid": "oct", "k": OCT}
     issuer.answer = answer(json.dumps({"keys": [oct_key, issuer.keys[0].jwk]}).encode())
     assert await accepts(client, issuer)
     claims = {"sub": user, "exp": time.time() + 60, "iss": issuer.url, "aud": issuer.url}
-    forged = jwt.encode(claims, secret, "HS256", {"kid": "oct"})
+    forged = jwt.encode(claims, secret, algorithm, {"kid": "oct"})
     headers = {"Authorization": f"Bearer {forged}"}
     assert_error(await get(client, headers, user), "INVALID_TOKEN")
 
@@ -541,7 +553,13 @@ FIVE_MINUTES = 300
 
 @pytest.mark.parametrize(
     "pauses",
-    [[FIVE_MINUTES], [239, 61], [59, 240, 1], [1, 59, 61, 118, 61], [10] * 30],
+    [
+        [FIVE_MINUTES],
+        [239, 61],
+        [59, 240, 1],
+        [1, 59, 61, 118, 61],
+        pytest.param([10] * 30, marks=pytest.mark.slow),
+    ],
     ids=lambda pauses: "+".join(map(str, pauses[:5])),
 )
 def test_a_withdrawn_key_stops_working_within_five_minutes(play: Play, pauses: list[int]) -> None:
@@ -569,6 +587,7 @@ def test_a_kid_that_is_used_again_means_the_new_key_within_five_minutes(play: Pl
     play(scenario)
 
 
+@pytest.mark.slow
 def test_known_keys_outlive_any_outage(play: Play) -> None:
     """And hours of it cost few attempts, and nobody much waiting."""
 
@@ -585,6 +604,7 @@ def test_known_keys_outlive_any_outage(play: Play) -> None:
     play(scenario)
 
 
+@pytest.mark.slow
 def test_an_outage_makes_nobody_wait_for_better_auth_each_time(play: Play) -> None:
     async def scenario(scene: Scene) -> None:
         scene.issuer.answer = FAULTS["slow"]
@@ -597,6 +617,7 @@ def test_an_outage_makes_nobody_wait_for_better_auth_each_time(play: Play) -> No
     play(scenario)
 
 
+@pytest.mark.slow
 def test_good_keys_are_asked_for_about_once_a_minute(play: Play) -> None:
     async def scenario(scene: Scene) -> None:
         assert [await scene.after(10, scene.new_token()) for _ in range(48)] == [200] * 48

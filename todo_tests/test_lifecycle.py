@@ -44,6 +44,8 @@ from todo_tests.support import (
     token,
 )
 
+pytestmark = pytest.mark.slow
+
 NewPostgres = Callable[..., OwnPostgres]
 WORKERS = ("1", "2")
 

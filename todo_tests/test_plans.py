@@ -52,7 +52,13 @@ def rows_read(postgres: OwnPostgres, url: str) -> int:
 
 
 @pytest.mark.parametrize("statistics", STATISTICS)
-@pytest.mark.parametrize(("query", "length"), LISTS.values(), ids=LISTS)
+@pytest.mark.parametrize(
+    ("query", "length"),
+    [
+        pytest.param(*LISTS[name], id=name, marks=[] if name == "to-do" else [pytest.mark.slow])
+        for name in LISTS
+    ],
+)
 def test_a_short_list_reads_little_more_than_its_rows(
     uneven: tuple[Server, OwnPostgres, str], statistics: str, query: str, length: int
 ) -> None:

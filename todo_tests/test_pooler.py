@@ -22,7 +22,10 @@ from todo_tests.damage import (
 )
 from todo_tests.support import OwnPostgres, Serve, Server
 
-pytestmark = pytest.mark.skipif(Bouncer.program is None, reason="no pgbouncer is installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(Bouncer.program is None, reason="no pgbouncer is installed"),
+]
 
 NewBouncer = Callable[..., Bouncer]
 

@@ -137,6 +137,7 @@ def refusals() -> Iterator[dict[str, Server]]:
         yield started
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_start_with_faulty_variables_is_refused_by_name(
     refusals: dict[str, Server], case: str
@@ -151,6 +152,28 @@ def test_a_start_with_faulty_variables_is_refused_by_name(
     assert "pydantic" not in message
     secrets = [PASSWORD, SECRET, server.environment.get("BETTER_AUTH_SECRET") or SECRET]
     assert not [secret for secret in secrets if secret in message]
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_faulty_variables_are_named_and_no_others(
+    no_settings_from_outside: None, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    """In process; as the operator sees it above."""
+    good: Variables = {
+        "NEON_DB_URL": URL,
+        "BETTER_AUTH_SECRET": SECRET,
+        "BETTER_AUTH_URL": AUTH_URL,
+    }
+    for name, value in {**good, **REFUSED[case]}.items():
+        if value is not None:
+            monkeypatch.setenv(name, placeholder() if value == PLACEHOLDER else value)
+    import todo
+
+    with pytest.raises(todo.StartupError) as refusal:
+        todo.load_settings(todo.Settings, env_file=None)
+    assert set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)*\b", str(refusal.value))) & NAMES == set(
+        REFUSED[case]
+    )
 
 
 ACCEPTED: dict[str, dict[str, object]] = {
@@ -239,6 +262,7 @@ def test_the_settings_are_these_and_no_others() -> None:
     assert {name.upper() for name in todo.Settings.model_fields} == NAMES
 
 
+@pytest.mark.slow
 def test_variables_are_read_from_a_dotenv_file_and_the_environment_wins(
     serve: Serve, database_url: str, user: str
 ) -> None:
@@ -257,6 +281,7 @@ def test_variables_are_read_from_a_dotenv_file_and_the_environment_wins(
     assert SECRET not in server.stderr()
 
 
+@pytest.mark.slow
 def test_a_dotenv_file_that_cannot_be_read_is_named(serve: Serve) -> None:
     server = serve(dotenv="PORT=8000", wait=False, args=("check",))
     server.wait()
@@ -298,6 +323,7 @@ def test_an_origin_is_taken_as_browsers_send_it(
     assert make_settings(allowed_origins=origin).allowed_origins == (ORIGINS[origin],)
 
 
+@pytest.mark.slow
 def test_a_port_in_use_is_named(serve: Serve) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         server = serve({"PORT": str(taken.getsockname()[1])}, wait=False)
@@ -325,6 +351,7 @@ def unheard(database_url: str) -> Iterator[dict[str, Server]]:
         yield {case: serve({"HOST": host}, wait=False) for case, host in HOSTS.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", HOSTS)
 def test_a_host_that_cannot_be_listened_on_is_named(unheard: dict[str, Server], case: str) -> None:
     server = unheard[case]

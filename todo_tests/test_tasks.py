@@ -5,6 +5,7 @@ import urllib.parse
 from datetime import UTC, datetime, timedelta
 
 import httpx
+import psycopg
 import pytest
 
 from todo_tests.support import (
@@ -329,9 +330,14 @@ async def test_of_concurrent_updates_the_last_write_wins_whole(account: Account)
     assert {name: final[name] for name in updates[0]} in updates
 
 
-async def test_of_parallel_deletes_one_succeeds(account: Account) -> None:
+async def test_of_parallel_deletes_one_succeeds(account: Account, database_url: str) -> None:
+    """To those that wait for its lock, the row is still there when it has gone."""
     task = await account.create()
-    responses = await asyncio.gather(*(account.send("DELETE", task["id"]) for _ in range(20)))
+    with psycopg.connect(database_url) as locker:
+        locker.execute("select from tasks where id = %s for update", (task["id"],))
+        deletes = [asyncio.create_task(account.send("DELETE", task["id"])) for _ in range(20)]
+        await asyncio.sleep(0.1)
+    responses = await asyncio.gather(*deletes)
     assert sorted(response.status_code for response in responses) == [204] + [404] * 19
 
 

@@ -46,6 +46,8 @@ from todo_tests.support import (
     token,
 )
 
+pytestmark = pytest.mark.slow
+
 DEPLOY = ROOT / ".deploy"
 README = (ROOT / "README.md").read_text("utf-8")
 
@@ -454,7 +456,6 @@ def run_as_written(block: str, folder: Path, **environment: str) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
 def test_the_first_command_runs_as_written(tmp_path: Path) -> None:
     """In a fresh copy; it is seen to be alive long before it serves."""
     for name in ("todo.py", "schema.sql", "openapi.yaml", ".requirements-run.txt"):
@@ -491,7 +492,6 @@ def test_the_first_command_runs_as_written(tmp_path: Path) -> None:
     print(f"alive after {alive:.1f} s, serves after {serving:.1f} s, {size / 2**20:.0f} MiB")
 
 
-@pytest.mark.slow
 def test_the_commands_for_a_vm_run_as_written(
     tmp_path: Path, postgres: Database, empty_database: str
 ) -> None:
