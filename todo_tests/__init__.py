@@ -27,6 +27,13 @@ What they promise, as last measured on a shared machine with 2 cores (`pytest -s
     a head, a body, or a reader of answers stalls              dropped after 25 s, nothing stored
     heads over 64 KiB in any shape                             431 or cut off, + 15 MiB at most
     300 half-open connections                                  median unchanged
+    upgrades, CONNECT, trailers, junk, a proxy in between      one request is one request
+    one connection pipelines for 10 s                          + 2 MiB, others within 0.05 s
+    40 lists of 100,000 tasks a second, read or not            others within 0.30 s
+    eight lists of 25 MB at once, thrice                       + 1 MiB afterwards
+    40 answers of 25 MB that nobody reads                      + 700 MiB at most, others 0.18 s
+    a reader of the log who sleeps                             no request waits
+    the parent of two workers is killed                        they end within 5 s
     SIGTERM finishes what is in flight, exits 0                0.2 to 0.8 s, 10.8 s at most
     a worker that dies is replaced                             after 0.8 s
     three restarts on systemd's socket under wrk               40,075 requests through nginx, 28,508
