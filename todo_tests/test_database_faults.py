@@ -655,6 +655,7 @@ async def test_whatever_a_database_sets_by_default_the_answers_are_the_same(
     postgres.drop_database(url)
 
 
+@pytest.mark.slow
 async def test_a_database_that_only_reads_is_one_that_is_away_for_writes(
     postgres: Database, serve: Serve
 ) -> None:
@@ -690,13 +691,19 @@ REFUSE_COMMIT = REFUSE.replace(
 )
 REFUSE_COMMIT = REFUSE_COMMIT.replace("on tasks", "on tasks deferrable initially deferred")
 REPEATABLE = {
-    "serialization-failure": (REFUSE, "40001"),
     "serialization-failure-of-the-commit": (REFUSE_COMMIT, "40001"),
+    "serialization-failure": (REFUSE, "40001"),
     "deadlock": (REFUSE, "40P01"),
 }
 
 
-@pytest.mark.parametrize(("refuse", "sqlstate"), REPEATABLE.values(), ids=REPEATABLE)
+@pytest.mark.parametrize(
+    ("refuse", "sqlstate"),
+    [
+        pytest.param(*case, id=name, marks=[] if "commit" in name else [pytest.mark.slow])
+        for name, case in REPEATABLE.items()
+    ],
+)
 async def test_a_write_that_postgresql_asks_to_repeat_is_repeated_until_it_is_done(
     postgres: Database, serve: Serve, refuse: str, sqlstate: str
 ) -> None:
