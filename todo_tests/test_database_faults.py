@@ -655,6 +655,7 @@ async def test_whatever_a_database_sets_by_default_the_answers_are_the_same(
     postgres.drop_database(url)
 
 
+@pytest.mark.slow
 async def test_a_database_that_only_reads_is_one_that_is_away_for_writes(
     postgres: Database, serve: Serve
 ) -> None:
@@ -672,7 +673,6 @@ async def test_a_database_that_only_reads_is_one_that_is_away_for_writes(
     postgres.drop_database(url)
 
 
-REPEATABLE = {"serialization-failure": "40001", "deadlock": "40P01"}
 REFUSE = """
 create sequence tries;
 create function refuse() returns trigger language plpgsql as $$ begin
@@ -685,17 +685,34 @@ create trigger refuse before insert or update or delete on tasks
     for each row execute function refuse();
 """
 
+# After the row has been sent.
+REFUSE_COMMIT = REFUSE.replace(
+    "create trigger refuse before", "create constraint trigger refuse after"
+)
+REFUSE_COMMIT = REFUSE_COMMIT.replace("on tasks", "on tasks deferrable initially deferred")
+REPEATABLE = {
+    "serialization-failure-of-the-commit": (REFUSE_COMMIT, "40001"),
+    "serialization-failure": (REFUSE, "40001"),
+    "deadlock": (REFUSE, "40P01"),
+}
 
-@pytest.mark.parametrize("sqlstate", REPEATABLE.values(), ids=REPEATABLE)
+
+@pytest.mark.parametrize(
+    ("refuse", "sqlstate"),
+    [
+        pytest.param(*case, id=name, marks=[] if "commit" in name else [pytest.mark.slow])
+        for name, case in REPEATABLE.items()
+    ],
+)
 async def test_a_write_that_postgresql_asks_to_repeat_is_repeated_until_it_is_done(
-    postgres: Database, serve: Serve, sqlstate: str
+    postgres: Database, serve: Serve, refuse: str, sqlstate: str
 ) -> None:
     """Every write is refused three times."""
     url = postgres.create_database(schema=True)
     server = await asyncio.to_thread(serve, database_url=url)
     caller = Caller(server.port)
     task = await caller.create()
-    postgres.execute(REFUSE.format(times=4, sqlstate=sqlstate), database_url=url)
+    postgres.execute(refuse.format(times=4, sqlstate=sqlstate), database_url=url)
     answers = [
         await caller.ask(method, path.format(id=task["id"]), *body)
         for method, path, *body in WRITES.values()
