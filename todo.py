@@ -149,7 +149,8 @@ KNOWN_SECRETS = {
 }
 CONNECT_GRACE = 10.0  # seconds that start-up waits for a database that is away
 LOG_DELAY = 0.02  # seconds
-LOG_MAX = 10_000  # lines that wait for a slow reader
+LOG_MAX = 2_000  # lines that wait for a slow reader
+LOG_PATH_MAX = 2048  # characters of a path
 LOG_GRACE = 1.0  # seconds that the end of the process waits for the reader
 
 
@@ -1701,9 +1702,10 @@ class ExchangeMiddleware:
         if log.isEnabledFor(level):
             client = scope.get("client") or ("-",)
             line = (
-                f"{scope['method']} {scope['raw_path'].decode('latin-1')} {status} "
+                f"{scope['method']} {scope['raw_path'][:LOG_PATH_MAX].decode('latin-1')} {status} "
                 f"{(time.perf_counter() - started) * 1e3:.1f}ms "
-                f"user={_quoted(scope.get('user', '-'))} request={request_id.decode()} "
+                f"user={_quoted(scope.get('user', '-')[:USER_ID_MAX])} "
+                f"request={request_id.decode()} "
                 f"client={_address(client[0])}{fault}"
             )
             if level == logging.INFO and line.isprintable():
@@ -1953,8 +1955,9 @@ class Protocol(HttpToolsProtocol):
         return sum(each.corked.get_write_buffer_size() for each in protocols)
 
     def data_received(self, data: bytes) -> None:
-        self.unparsed += data
-        self._parse()
+        if not self.refusal:
+            self.unparsed += data
+            self._parse()
 
     def _parse(self) -> None:
         """Parse what has come, until a request has to wait for the answers of those before it."""

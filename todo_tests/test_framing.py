@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import psycopg
 import pytest
 
 from todo_tests import support
@@ -363,6 +364,26 @@ async def test_a_pipeline_without_end_fills_no_memory_and_delays_nobody(
         print(f"grew by {growth[0]:.1f} MiB, the longest of {len(waits)} waits {max(waits):.2f} s")
         assert growth[0] < 60.0
         assert max(waits) < 0.6
+
+
+async def test_a_flood_behind_junk_fills_no_memory(database_url: str) -> None:
+    """While the good request before it waits for the database."""
+    with support.servers(database_url) as serve:
+        server = await asyncio.to_thread(serve, {"DB_TIMEOUT": "3"})
+        caller = Caller(server.port)
+        task = await caller.create()
+        toggle = caller.request("PATCH", f"{task['id']}/complete")
+        with psycopg.connect(database_url) as locker, peak_rss(server.process.pid) as growth:
+            locker.execute("select from tasks where id = %s for update", (task["id"],))
+            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(toggle + b"\0")
+            with suppress(ConnectionError, TimeoutError):
+                async with asyncio.timeout(2.0):
+                    while True:
+                        writer.write(b"a" * 2**16)
+                        await writer.drain()
+        writer.transport.abort()
+        assert growth[0] < 15.0
 
 
 # Expect
