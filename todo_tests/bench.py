@@ -9,13 +9,13 @@ requests/s, latency and the CPU of the service and of PostgreSQL in every case, 
     fastify  a JavaScript team's best: Fastify and postgres.js (yardstick_fastify/), in .bench/
     spec     the specification's own stack (yardstick_spec.py), in a virtual environment of .bench/
 
-One process, 32 connections, 2 cores, 2026-11-23 (CPU of the service alone):
+One process, 32 connections, 2 cores, 2026-11-24 (CPU of the service and of PostgreSQL):
 
-    list of 20       7,690/s    103 us    20 times spec    p99 2.4 times p50
-    list of 1,000      508/s    589 us    27               1.7
-    get             10,130/s     97 us    21               2.4
-    create           5,630/s    139 us    16               2.2
-    toggle           5,950/s    135 us    15               2.3
+    list of 20      7,009/s    127 +    81 us    21 times spec    1.9 times fastify    p99 2.4 p50
+    list of 1,000     476/s    932 + 2,757       19               2.8                      1.6
+    get             9,917/s    101 +    19       24               1.3                      2.5
+    create          4,380/s    211 +   137       16               0.9                      2.3
+    toggle          4,937/s    162 +   159       20               1.0                      2.3
 """
 
 import argparse
