@@ -1791,7 +1791,7 @@ def create_app(settings: Settings) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        names = ", ".join(sorted(settings.model_fields_set)).upper()
+        names = ", ".join(sorted(settings.model_fields_set)).upper() or "none"
         log.info("settings from the environment: %s", names)
         await database.open()
         if parent := multiprocessing.parent_process():
@@ -1803,8 +1803,11 @@ def create_app(settings: Settings) -> Starlette:
         gc.freeze()
         try:
             yield
+        except asyncio.CancelledError:
+            pass  # by a second Ctrl-C, which waits for nothing
         finally:
-            await database.close()
+            with suppress(asyncio.CancelledError):
+                await database.close()
             log.handlers[0].flush()
 
     routes = [

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import httpx
 import psutil
 import psycopg
 import pytest
@@ -571,6 +572,17 @@ def test_check_prints_the_grant_that_is_missing_and_it_helps(
     with support.servers(environment["NEON_DB_URL"]) as serve:
         server = serve()
         asyncio.run(Life(server.port).steps(40))
+
+
+def test_ctrl_c_twice_ends_it_without_a_traceback(serve: Serve) -> None:
+    """While an idle connection has its moment."""
+    server = serve()
+    with httpx.Client() as client:
+        assert client.get(f"{server.url}/healthz").status_code == 200
+        server.process.send_signal(signal.SIGINT)
+        time.sleep(0.4)
+        server.stop(signal.SIGINT)
+    assert "Traceback" not in server.stderr()
 
 
 TOKENS: dict[str, tuple[Callable[[], str], int, str]] = {
