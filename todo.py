@@ -1351,9 +1351,14 @@ class Database:
     def _maintain(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for query in itertools.chain.from_iterable(self.waiting.values()):
-            if query.deadline <= now:
-                query.finish(errors.QueryCanceled("no answer in time"))
+        for owner, queries in list(self.waiting.items()):
+            for query in queries:
+                if query.deadline <= now:
+                    query.finish(errors.QueryCanceled("no answer in time"))
+            while queries and queries[0].rows.done():
+                queries.popleft()  # in a long outage nobody else would
+            if not queries:
+                del self.waiting[owner]
         for connection in list(self.connections):
             if any(query.deadline <= now for query in connection.queries):
                 connection.abandon(now)
@@ -1376,6 +1381,7 @@ class Database:
             self.unreachable_until = asyncio.get_running_loop().time() + OUTAGE_PAUSE
             for query in itertools.chain.from_iterable(self.waiting.values()):
                 query.finish(CannotConnect("the database cannot be reached"))
+            self.waiting.clear()
 
 
 def connection_options(settings: Settings) -> dict[str, Any]:
@@ -1973,6 +1979,7 @@ class Protocol(HttpToolsProtocol):
                 self._feed(piece)
             except httptools.HttpParserError:
                 self._refuse("BAD_REQUEST")
+                return
             if self._in_head() and self.received >= HEAD_MAX:
                 self._refuse("HEADERS_TOO_LARGE")
             elif self.received >= REQUEST_MAX:
