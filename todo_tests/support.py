@@ -31,6 +31,8 @@ SECRET = "only-the-tests-sign-with-this-secret-0123456789"
 PASSWORD = "hunter2-is-the-password"
 AUTH_URL = "http://localhost:3000"
 ORIGIN = "http://localhost:3000"
+ALL_FILES = ("todo.py", "schema.sql", "openapi.yaml", ".requirements-run.txt", ".env.example")
+NO_SETTINGS = {"NEON_DB_URL": None, "BETTER_AUTH_SECRET": None, "BETTER_AUTH_URL": None}
 
 
 def token(user: str | None, /, *, key: str = SECRET, **claims: object) -> str:

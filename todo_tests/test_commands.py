@@ -11,6 +11,8 @@ import psycopg
 import pytest
 
 from todo_tests.support import (
+    ALL_FILES,
+    NO_SETTINGS,
     PASSWORD,
     ROOT,
     SECRET,
@@ -28,9 +30,6 @@ from todo_tests.support import (
 )
 
 pytestmark = pytest.mark.slow
-
-ALL_FILES = ("todo.py", "schema.sql", "openapi.yaml", ".requirements-run.txt", ".env.example")
-NO_SETTINGS = {"NEON_DB_URL": None, "BETTER_AUTH_SECRET": None, "BETTER_AUTH_URL": None}
 
 
 # Start-up

@@ -19,6 +19,8 @@ import psutil
 import pytest
 
 from todo_tests.support import (
+    ALL_FILES,
+    NO_SETTINGS,
     ROOT,
     SECRET,
     Serve,
@@ -34,8 +36,6 @@ from todo_tests.support import (
 
 pytestmark = pytest.mark.slow
 
-FILES = ("todo.py", "schema.sql", "openapi.yaml", ".requirements-run.txt", ".env.example")
-NO_SETTINGS = {"NEON_DB_URL": None, "BETTER_AUTH_SECRET": None, "BETTER_AUTH_URL": None}
 Dev = Callable[..., Server]
 CREATING = "Creating a database, once"
 
@@ -45,7 +45,7 @@ def dev(serve: Serve) -> Callable[..., Server]:
     """A factory of `python todo.py dev` with nothing configured, in a new folder or a given one."""
 
     def start(folder: Path | None = None, *, wait: bool = True, **given: str | None) -> Server:
-        files = FILES if folder is None else ()
+        files = ALL_FILES if folder is None else ()
         variables = {**NO_SETTINGS, **given}
         server = serve(variables, args=("dev",), files=files, folder=folder, wait=False)
         if wait:
@@ -83,7 +83,7 @@ def interrupt(server: Server) -> int:
 def test_dev_serves_with_nothing_configured_and_loses_nothing(serve: Serve) -> None:
     """Design 2: a real PostgreSQL, lines that work as pasted, Ctrl-C, and a second start."""
     port = str(free_port())
-    first = serve({**NO_SETTINGS, "PORT": port}, args=("dev",), files=FILES, wait=False)
+    first = serve({**NO_SETTINGS, "PORT": port}, args=("dev",), files=ALL_FILES, wait=False)
     text = printed(first)
     assert first.url in text
     assert f"{first.url}/docs" in text
@@ -142,7 +142,7 @@ def test_what_is_set_in_the_environment_wins_over_dev(
         {"ALLOWED_ORIGINS": origin, "BETTER_AUTH_URL": None},
         database_url=empty_database,
         args=("dev",),
-        files=FILES,
+        files=ALL_FILES,
         wait=False,
     )
     text = printed(server)
@@ -162,7 +162,7 @@ def test_dev_refuses_faulty_variables_like_any_start(serve: Serve) -> None:
     server = serve(
         {"NEON_DB_URL": None, "BETTER_AUTH_SECRET": "short", "PORT": "http"},
         args=("dev",),
-        files=FILES,
+        files=ALL_FILES,
         wait=False,
     )
     assert_refused(server, "BETTER_AUTH_SECRET", "PORT")
@@ -259,7 +259,7 @@ def test_the_end_of_dev_is_the_end_of_its_postgres(
 
 def test_nohup_keeps_dev_when_the_terminal_is_closed(serve: Serve) -> None:
     command = ("nohup", sys.executable, "todo.py", "dev")
-    server = serve(NO_SETTINGS, command=command, files=FILES, wait=False)
+    server = serve(NO_SETTINGS, command=command, files=ALL_FILES, wait=False)
     printed(server)
     os.killpg(server.process.pid, signal.SIGHUP)
     time.sleep(1.0)
@@ -307,7 +307,7 @@ PLACES = {
 def test_dev_works_in_a_folder_of_any_name(dev: Dev, tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
     folder.mkdir(parents=True)
-    for file in FILES:
+    for file in ALL_FILES:
         shutil.copy(ROOT / file, folder)
     server = dev(folder)
     create(server, "Buy groceries")
@@ -328,7 +328,7 @@ def as_daemon(serve: Serve) -> Iterator[Callable[..., Server]]:
         def start(*, owner: str = "daemon") -> Server:
             folder = Path(place) / owner
             folder.mkdir(exist_ok=True)
-            for file in FILES:
+            for file in ALL_FILES:
                 shutil.copy(ROOT / file, folder)
             shutil.chown(folder, owner)
             switch = ("setpriv", "--reuid=daemon", "--regid=daemon", "--clear-groups")
