@@ -96,7 +96,7 @@ from collections.abc import (
 from contextlib import asynccontextmanager, closing, contextmanager, nullcontext, suppress
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, cast
 from urllib.parse import quote, unquote, urlsplit
 
 import httptools
@@ -915,35 +915,33 @@ def _user_of(claims: Mapping[str, Any]) -> str:
 
 Values = Mapping[str, str | int | bool | None]
 BATCH_MAX = 8  # reads that share a round trip
-SHORT_LISTS_MAX = 10_000  # owners whose lists are known to be short
-PATIENCE = 0.002  # seconds that reads wait for the end of a batch before they start another
+BATCH_PAUSE = 0.002  # seconds that reads wait for those under way, to go out together afterwards
 SHORT_LIST = 200  # rows; nobody else waits behind a list that may be longer
+SHORT_LISTS_MAX = 10_000  # owners whose last list is known to be short
 IDLE_TIME = 1.0  # seconds that a connection without queries stays out of the pool
-MAINTENANCE_PAUSE = 0.05  # seconds between two looks at deadlines and idle connections
-OUTAGE_PAUSE = 0.5  # seconds between attempts to connect while the database is away
+TICK_TIME = 0.05  # seconds between two looks at deadlines and idle connections
+OUTAGE_PAUSE = 0.25  # seconds between attempts to connect while the database is away
 CONFLICT_PAUSE = 0.02  # seconds at most before a query that was rolled back is repeated
-TRIM_PAUSE = 5.0  # seconds
-KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}  # seconds
 FOREVER = 24 * 3600.0  # seconds
+KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}  # seconds
 
 # glibc alone gives the small pieces of a long list's rows back to the system: 200 MiB after eight
 # lists of 25 MB at once, within 30 ms.
 malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", id)
 
-# PostgreSQL's errors by SQLSTATE, as psycopg names them; some are raised by us in its place.
-CannotConnect = errors.SqlclientUnableToEstablishSqlconnection
+# PostgreSQL's errors by SQLSTATE, as psycopg names them; some are raised here in its place.
 ConnectionLost = errors.ConnectionFailure
-BatchAborted = errors.InFailedSqlTransaction  # by a query before it
+TimedOut = errors.QueryCanceled
+BatchAborted = errors.InFailedSqlTransaction  # with another query of the batch, so nothing was done
 RolledBack = (errors.SerializationFailure, errors.DeadlockDetected)  # in favour of another
 NotPrepared = (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement)
 PlanOutdated = errors.FeatureNotSupported  # "cached plan must not change result type"
 DATABASE_PROBLEMS: dict[type[BaseException], str] = {
-    CannotConnect: "DATABASE_UNAVAILABLE",
     ConnectionLost: "DATABASE_UNAVAILABLE",
     errors.AdminShutdown: "DATABASE_UNAVAILABLE",
     errors.ReadOnlySqlTransaction: "DATABASE_UNAVAILABLE",  # a standby, until it is promoted
-    errors.QueryCanceled: "DATABASE_TIMEOUT",
     errors.LockNotAvailable: "DATABASE_TIMEOUT",
+    **dict.fromkeys((TimedOut, BatchAborted, *RolledBack), "DATABASE_TIMEOUT"),
 }
 
 
@@ -968,6 +966,7 @@ class Query:
         self.owner = values.get("owner")
         self.deadline = deadline  # in the loop's time
         self.prepare = True
+        self.shares = False  # a round trip with other reads
         self.lost = False  # whether it has lost a connection
         self.start()
 
@@ -978,16 +977,15 @@ class Query:
 
     def finish(self, error: psycopg.Error | None = None) -> None:
         """Set the first column of the rows, or the error, unless the client has gone."""
-        error = error or self.error
+        result, self.result = self.result, None  # which the traceback of an error would keep
         if self.rows.done():
             return
-        if error is not None:
+        if error := error or self.error:
             self.rows.set_exception(error)
-        elif self.result is None:
+        elif result is None:
             self.rows.set_exception(psycopg.DatabaseError("no result"))
         else:
-            get_value = self.result.get_value
-            self.rows.set_result([get_value(row, 0) for row in range(self.result.ntuples)])
+            self.rows.set_result([result.get_value(row, 0) for row in range(result.ntuples)])
 
 
 class Connection(psycopg.AsyncConnection[Any]):
@@ -999,9 +997,19 @@ class Connection(psycopg.AsyncConnection[Any]):
 
     queries: Sequence[Query] = ()  # under way
     used = 0.0  # when last, in the loop's time
-    shared = False  # by reads that may be of several owners
-    retired = False  # not to be used again
-    listening = False
+    listening = False  # if not, it must not be used again
+
+    @classmethod
+    async def connect(  # type: ignore[override] # only the pool calls it
+        cls, conninfo: str, failed: Callable[[psycopg.Error], None], **options: Any
+    ) -> Self:
+        """Connect, however often it takes; the pool alone would pause longer after each failure."""
+        while True:
+            try:
+                return await super().connect(conninfo, **options)
+            except psycopg.Error as exc:
+                failed(exc)
+            await asyncio.sleep(OUTAGE_PAUSE)
 
     def listen(self, finished: Callable[[Connection, Sequence[Query]], None]) -> None:
         """Begin to read what the server sends; `finished` is called when queries are over."""
@@ -1031,10 +1039,9 @@ class Connection(psycopg.AsyncConnection[Any]):
 
     def usable(self) -> bool:
         """Whether the server is still there: to an idle connection it speaks only to end it."""
-        if self.closed or self.retired:
-            return False
         # One that was used in this turn of the loop need not be asked.
-        return self.used == asyncio.get_running_loop().time() or not self.poll.poll(0)
+        in_use = self.used == asyncio.get_running_loop().time()
+        return self.listening and (in_use or not self.poll.poll(0))
 
     def send(self, queries: Sequence[Query]) -> None:
         """Send a batch, as one transaction: one write, or reads."""
@@ -1090,7 +1097,6 @@ class Connection(psycopg.AsyncConnection[Any]):
         if result.status in {pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.PIPELINE_ABORTED}:
             aborted = result.status == pq.ExecStatus.PIPELINE_ABORTED
             error = BatchAborted("by a query before it") if aborted else _error_of(result)
-            self.retired = self.retired or isinstance(error, PlanOutdated)
             for failed in [query] if query else self.queries:
                 failed.error = failed.error or error
                 if preparation:
@@ -1111,30 +1117,29 @@ class Connection(psycopg.AsyncConnection[Any]):
     def abandon(self, now: float) -> None:
         """Leave a batch that takes too long; those who have time left go into another."""
         self.stop_listening()
-        self.retired = True
         for query in self.queries:
-            overdue = query.deadline <= now
-            query.error = errors.QueryCanceled("no answer in time") if overdue else BatchAborted()
+            query.error = TimedOut("no answer in time") if query.deadline <= now else BatchAborted()
         self._finish()
 
     def _finish(self) -> None:
         queries, self.queries = self.queries, ()
         self.results.clear()
-        for query in queries:
-            query.finish()
+        self.used = asyncio.get_running_loop().time()
+        if any(isinstance(query.error, PlanOutdated) for query in queries):
+            self.stop_listening()
         self.finished(self, queries)
 
 
 class Database:
     """Runs statements on a psycopg pool.
 
-    `run` lets a query wait among those of its owner. `_dispatch` gives a connection that is idle
-    the next batch: one write, or up to eight reads. `Connection.send` sends it with one sync,
-    `_readable` takes the results, and with the sync's answer `run` gets the rows, or an error: it
-    repeats what is known to be undone, and makes a Problem of the rest. No owner uses more than
-    half of the connections. `_hold` takes a connection out of the pool, and gives it back once it
-    is lost or was idle for a second; the pool replaces a lost one. `_maintain` ends what is past
-    its deadline, waiting or on its way.
+    A query waits until it is among those of its owner that may use half of the connections.
+    `_dispatch` gives a connection that is idle the next batch: one write, or up to eight reads.
+    `Connection.send` sends it with one sync, `_readable` takes the results, and with the sync's
+    answer `run` gets the rows, or an error: it repeats what is known to be undone, and makes a
+    Problem of the rest. `_hold` takes a connection out of the pool, and gives it back once it is
+    lost or was idle for a second; the pool replaces a lost one. `_tick` ends what is past its
+    deadline, waiting or on its way.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -1144,40 +1149,36 @@ class Database:
         self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             settings.neon_db_url.get_secret_value(),
             connection_class=Connection,
-            kwargs=connection_options(settings),
+            kwargs=connection_options(settings) | {"failed": self._connect_failed},
             configure=self._configure,
             min_size=1,
             max_size=self.size,
-            reconnect_timeout=0.0,  # the next wish for a connection is the next attempt
-            reconnect_failed=self._unreachable,
             open=False,
         )
-        self.waiting: dict[Any, deque[Query]] = {}  # by owner; they take turns
-        self.used: Counter[Any] = Counter()  # connections by owner
+        self.single: deque[Query] = deque()  # waiting: writes, and lists that may be long
+        self.reads: deque[Query] = deque()  # waiting: those that share a round trip
+        self.active: Counter[Any] = Counter()  # queries that wait there or are under way, by owner
+        self.later: dict[Any, deque[Query]] = {}  # those beyond the share of their owner
         self.short_lists: set[Any] = set()  # owners whose last one was
+        self.long_list = False  # whether there was one since memory was given back
         self.tasks: set[asyncio.Task[None]] = set()  # of `_hold`, one for each connection
         self.connections: set[Connection] = set()  # out of the pool
         self.idle: list[Connection] = []
-        self.sharing = 0  # connections with reads that share them
-        self.shared_at = 0.0  # when the last such batch was sent, in the loop's time
-        self.timers: dict[str, asyncio.TimerHandle] = {}
+        self.pause_until = 0.0  # of reads, in the loop's time
+        self.ticker: asyncio.TimerHandle | None = None
         self.prepare = True
-        self.gave_up = False  # whether the pool makes no attempt to connect, though some wait
-        self.unreachable_until = 0.0
-        self.trim_at = math.inf
+        self.unreachable: psycopg.Error | None = None
+        self.closing = False
 
     async def open(self) -> None:
         await self.pool.open()
-        self._maintain()
 
     async def close(self) -> None:
-        self.size = 0  # so that no connection is taken any more
-        for timer in self.timers.values():
-            timer.cancel()
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        self.closing = True
+        for connection in self.connections:
+            connection.released.set()
         await self.pool.close()
+        await asyncio.gather(*self.tasks)
 
     async def run(
         self, statement: Statement, **values: str | int | bool | None
@@ -1189,14 +1190,15 @@ class Database:
         loop = asyncio.get_running_loop()
         query = Query(statement, values, loop.time() + self.timeout)
         while True:
+            if self.unreachable:
+                raise Problem("DATABASE_UNAVAILABLE", str(self.unreachable))
             query.prepare = query.prepare and self.prepare
-            if loop.time() < self.unreachable_until:
-                query.finish(CannotConnect("the database cannot be reached"))
-            elif loop.time() >= query.deadline:
-                query.finish(errors.QueryCanceled("no answer in time"))
-            else:
-                self.waiting.setdefault(query.owner, deque()).append(query)
+            if self.active[query.owner] < self.share:
+                self.active[query.owner] += 1
+                self._wait(query)
                 self._dispatch()
+            else:
+                self.later.setdefault(query.owner, deque()).append(query)
             try:
                 return await query.rows
             except psycopg.Error as error:
@@ -1209,6 +1211,8 @@ class Database:
             query.start()
 
     def _repeats(self, query: Query, error: psycopg.Error) -> bool:
+        if asyncio.get_running_loop().time() >= query.deadline:
+            return False
         if isinstance(error, ConnectionLost | errors.AdminShutdown) and not query.lost:
             query.lost = True
             return query.statement.reads or isinstance(error, errors.AdminShutdown)
@@ -1221,167 +1225,157 @@ class Database:
             return True
         return isinstance(error, (*RolledBack, BatchAborted))
 
+    def _wait(self, query: Query) -> None:
+        """Let a query wait for a connection: of its own, or one that reads share."""
+        statement = query.statement
+        query.shares = statement.reads and (not statement.lists or query.owner in self.short_lists)
+        (self.reads if query.shares else self.single).append(query)
+
+    def _leave(self, query: Query, error: psycopg.Error | None = None) -> None:
+        """Finish a query; the next one of its owner takes its place."""
+        query.finish(error)
+        owner = query.owner
+        while later := self.later.get(owner):
+            following = later.popleft()
+            if not later:
+                del self.later[owner]
+            if not following.rows.done():
+                self._wait(following)
+                return
+        self.active[owner] -= 1
+        if not self.active[owner]:
+            del self.active[owner]
+
     def _dispatch(self) -> None:
-        """Give idle connections what waits."""
-        while self.waiting:
+        """Give idle connections what waits, but for those whose client has gone."""
+        while self.single or self.reads:
             while self.idle and not self.idle[-1].usable():
-                self.idle.pop().released.set()
+                self._release(self.idle[-1])
             if not self.idle:
                 self._grow()
                 return
             batch = self._next_batch()
             if not batch:
                 return
-            connection = self.idle.pop()
-            for owner in {query.owner for query in batch}:
-                self.used[owner] += 1
-            if not self._alone(batch[0]):
-                connection.shared = True
-                self.sharing += 1
-                self.shared_at = asyncio.get_running_loop().time()
-            connection.send(batch)
-
-    def _alone(self, query: Query) -> bool:
-        """Whether it gets a connection of its own: a write, or a list that may be long."""
-        statement = query.statement
-        return not statement.reads or (statement.lists and query.owner not in self.short_lists)
+            for query in batch:
+                if query.rows.done():
+                    self._leave(query)
+            if wanted := [query for query in batch if not query.rows.done()]:
+                self.idle.pop().send(wanted)
 
     def _next_batch(self) -> list[Query]:
-        """Reads that share a connection, or one query alone; without those whose client has gone.
+        """The query that goes alone or the reads that share a round trip, whichever is older.
 
-        Reads wait a moment for those under way, so that more of them go out together.
+        Reads pause for those under way, so that more of them go out together.
         """
-        left = self.shared_at + PATIENCE - asyncio.get_running_loop().time()
-        patient = self.sharing and len(self.waiting) < BATCH_MAX and left > 0
-        batch: list[Query] = []
-        full = False
-        for owner, queries in list(self.waiting.items()):
-            taken = len(batch)
-            while queries and not full and self.used[owner] < self.share:
-                query = queries[0]
-                alone = self._alone(query)
-                if query.rows.done():
-                    queries.popleft()
-                elif (alone and batch) or (patient and not alone):
-                    break
-                else:
-                    batch.append(queries.popleft())
-                    full = alone or len(batch) == BATCH_MAX
-            if len(batch) > taken or not queries:
-                del self.waiting[owner]
-                if queries:
-                    self.waiting[owner] = queries  # behind those of others
-            if full:
-                break
-        if patient and self.waiting and not self.timers.get("patience"):
-            loop = asyncio.get_running_loop()
-            self.timers["patience"] = loop.call_later(left, self._lose_patience)
-        return batch
-
-    def _lose_patience(self) -> None:
-        del self.timers["patience"]
-        self._dispatch()
+        loop = asyncio.get_running_loop()
+        pause = len(self.reads) < BATCH_MAX and loop.time() < self.pause_until
+        single, reads = self.single, self.reads
+        if single and (pause or not reads or single[0].deadline <= reads[0].deadline):
+            return [single.popleft()]
+        if pause:
+            return []
+        self.pause_until = loop.time() + BATCH_PAUSE
+        loop.call_later(
+            BATCH_PAUSE + 0.001, self._dispatch
+        )  # behind it, however clocks are rounded
+        return [reads.popleft() for _ in range(min(len(reads), BATCH_MAX))]
 
     def _finished(self, connection: Connection, queries: Sequence[Query]) -> None:
-        for owner in {query.owner for query in queries}:
-            self.used[owner] -= 1
-            if not self.used[owner]:
-                del self.used[owner]
-        now = asyncio.get_running_loop().time()
         for query in queries:
             if query.statement.lists and query.result:
-                if query.result.ntuples <= SHORT_LIST:
-                    if len(self.short_lists) == SHORT_LISTS_MAX:
-                        self.short_lists.clear()
-                    self.short_lists.add(query.owner)
-                else:
-                    self.short_lists.discard(query.owner)
-                    self.trim_at = min(self.trim_at, now + TRIM_PAUSE)
-            query.result = None  # which the traceback of an error would keep
-        if connection.shared:
-            connection.shared = False
-            self.sharing -= 1
-        if connection in self.connections:
-            connection.used = now
-            if connection.closed or connection.retired:
-                connection.released.set()
-            else:
-                self.idle.append(connection)
+                self._learn_length(query.owner, query.result.ntuples)
+            if query.shares:
+                self.pause_until = 0.0
+            self._leave(query)
+        if connection.listening:
+            self.idle.append(connection)
+        else:
+            self._release(connection)
         self._dispatch()
 
-    def _grow(self) -> None:
-        loop = asyncio.get_running_loop()
-        if len(self.tasks) < self.size:
-            task = loop.create_task(self._hold())
-        elif self.gave_up and self.size:
-            self.gave_up = False
-            task = loop.create_task(self.pool.check())  # which makes it try again
+    def _learn_length(self, owner: Any, rows: int) -> None:
+        if rows > SHORT_LIST:
+            self.short_lists.discard(owner)
+            self.long_list = True
         else:
-            return
-        self.tasks.add(task)
-        task.add_done_callback(self._held)
+            if len(self.short_lists) == SHORT_LISTS_MAX:
+                self.short_lists.clear()
+            self.short_lists.add(owner)
 
-    async def _hold(self) -> None:
-        """Have a connection out of the pool while it is in use: out and in costs 60 µs of CPU."""
-        # Without an end: the pool keeps a place in its queue for each that gave up.
-        connection = await self.pool.getconn(timeout=FOREVER)
-        try:
-            if connection.usable():
-                connection.released.clear()
-                self.connections.add(connection)
-                self._finished(connection, ())
-                await connection.released.wait()
-        finally:
-            self.connections.discard(connection)
-            try:
-                if connection.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
-                    with suppress(psycopg.Error):
-                        await connection.cancel_safe(timeout=1.0)
-            finally:
-                if not connection.usable():
-                    await connection.close()  # the pool makes another
-                await self.pool.putconn(connection)
+    def _release(self, connection: Connection) -> None:
+        if connection in self.idle:
+            self.idle.remove(connection)
+        connection.released.set()
+
+    def _grow(self) -> None:
+        if len(self.tasks) < self.size and not self.closing:
+            task = asyncio.get_running_loop().create_task(self._hold())
+            self.tasks.add(task)
+            task.add_done_callback(self._held)
+            if self.ticker is None:
+                self._tick()
 
     def _held(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
-        if not task.cancelled() and not isinstance(task.exception(), PoolClosed | None):
-            log.error("no connection from the pool", exc_info=task.exception())
         self._dispatch()
 
-    def _maintain(self) -> None:
+    async def _hold(self) -> None:
+        """Have a connection out of the pool while it is in use: out and in costs 60 µs of CPU."""
+        try:
+            # Without an end: the pool keeps a place in its queue for each that gave up.
+            connection = await self.pool.getconn(timeout=FOREVER)
+        except PoolClosed:
+            return
+        if connection.usable() and not self.closing:
+            self.unreachable = None
+            self.connections.add(connection)
+            connection.released.clear()
+            connection.used = asyncio.get_running_loop().time()
+            self._finished(connection, ())
+            await connection.released.wait()
+            self.connections.discard(connection)
+            if connection.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+                with suppress(psycopg.Error):
+                    await connection.cancel_safe(timeout=1.0)
+        if not connection.usable():
+            await connection.close()  # the pool makes another
+        await self.pool.putconn(connection)
+        if self.long_list:
+            self.long_list = False
+            malloc_trim(0)
+
+    def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for owner, queries in list(self.waiting.items()):
-            for query in queries:
-                if query.deadline <= now:
-                    query.finish(errors.QueryCanceled("no answer in time"))
-            while queries and queries[0].rows.done():
-                queries.popleft()  # in a long outage nobody else would
-            if not queries:
-                del self.waiting[owner]
+        for query in itertools.chain(self.single, self.reads, *self.later.values()):
+            if query.deadline <= now:
+                query.finish(TimedOut("no answer in time"))  # and it is left out at its turn
         for connection in list(self.connections):
             if any(query.deadline <= now for query in connection.queries):
                 connection.abandon(now)
-            elif connection in self.idle and now - connection.used > IDLE_TIME:
-                self.idle.remove(connection)
-                connection.released.set()
-        if now > self.trim_at:
-            self.trim_at = math.inf
-            malloc_trim(0)
-        self.timers["maintenance"] = loop.call_later(MAINTENANCE_PAUSE, self._maintain)
+            elif not connection.queries and now - connection.used > IDLE_TIME:
+                self._release(connection)
+        self.ticker = loop.call_later(TICK_TIME, self._tick) if self.tasks else None
 
     async def _configure(self, connection: Connection) -> None:
         connection.listen(self._finished)
-        self.unreachable_until = 0.0
+        self.unreachable = None
 
-    async def _unreachable(self, _: Any) -> None:
-        """Fail what waits, if an attempt to connect failed and there is no other connection."""
-        self.gave_up = not self.connections
-        if self.waiting and self.gave_up:
-            self.unreachable_until = asyncio.get_running_loop().time() + OUTAGE_PAUSE
-            for query in itertools.chain.from_iterable(self.waiting.values()):
-                query.finish(CannotConnect("the database cannot be reached"))
-            self.waiting.clear()
+    def _connect_failed(self, exc: psycopg.Error) -> None:
+        """Fail what waits, if there is no other connection."""
+        if self.closing:
+            raise exc
+        if self.connections or self.pool.get_stats()["pool_available"]:
+            return
+        if self.unreachable is None:
+            log.warning("the database cannot be reached: %s", " ".join(str(exc).split()))
+        self.unreachable = exc
+        waiting = [*self.single, *self.reads, *itertools.chain(*self.later.values())]
+        for queue in (self.single, self.reads, self.later, self.active):
+            queue.clear()
+        for query in waiting:
+            query.finish(ConnectionLost("the database cannot be reached"))
 
 
 def connection_options(settings: Settings) -> dict[str, Any]:
