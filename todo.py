@@ -29,7 +29,8 @@ Map, each section built only on those above it:
     models            request bodies and the words for their faults
     errors            one table from error code to status and sentence
     authentication    bearer tokens: HS256 by shared secret, the rest by Better Auth's JWKS
-    storage           queries in batches on pooled connections, one round trip each
+    connections       batches of queries by libpq, one round trip each
+    storage           which query goes next, and what is repeated
     endpoints         the six operations on tasks, health, contract and docs
     app               middleware and create_app
     HTTP server       uvicorn's protocol, safe against hostile clients
@@ -911,38 +912,28 @@ def _user_of(claims: Mapping[str, Any]) -> str:
     return user
 
 
-# Storage: queries on pooled connections, one round trip each.
+# Connections: batches of queries by libpq's own asynchronous calls, one round trip each.
 
-Values = Mapping[str, str | int | bool | None]
-BATCH_MAX = 8  # reads that share a round trip
-BATCH_PAUSE = 0.002  # seconds that reads wait for those under way, to go out together afterwards
-SHORT_LIST = 200  # rows; nobody else waits behind a list that may be longer
-SHORT_LISTS_MAX = 10_000  # owners whose last list is known to be short
-IDLE_TIME = 1.0  # seconds that a connection without queries stays out of the pool
-TICK_TIME = 0.05  # seconds between two looks at deadlines and idle connections
-OUTAGE_PAUSE = 0.25  # seconds between attempts to connect while the database is away
-CONFLICT_PAUSE = 0.02  # seconds at most before a query that was rolled back is repeated
-FOREVER = 24 * 3600.0  # seconds
 KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}  # seconds
-
-# glibc alone gives the small pieces of a long list's rows back to the system: 200 MiB after eight
-# lists of 25 MB at once, within 30 ms.
-malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", id)
+OUTAGE_PAUSE = 0.25  # seconds between attempts to connect while the database is away
 
 # PostgreSQL's errors by SQLSTATE, as psycopg names them; some are raised here in its place.
 ConnectionLost = errors.ConnectionFailure
 TimedOut = errors.QueryCanceled
-BatchAborted = errors.InFailedSqlTransaction  # with another query of the batch, so nothing was done
-RolledBack = (errors.SerializationFailure, errors.DeadlockDetected)  # in favour of another
-NotPrepared = (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement)
+BatchAborted = errors.InFailedSqlTransaction  # with another query of the batch: nothing was done
 PlanOutdated = errors.FeatureNotSupported  # "cached plan must not change result type"
-DATABASE_PROBLEMS: dict[type[BaseException], str] = {
-    ConnectionLost: "DATABASE_UNAVAILABLE",
-    errors.AdminShutdown: "DATABASE_UNAVAILABLE",
-    errors.ReadOnlySqlTransaction: "DATABASE_UNAVAILABLE",  # a standby, until it is promoted
-    errors.LockNotAvailable: "DATABASE_TIMEOUT",
-    **dict.fromkeys((TimedOut, BatchAborted, *RolledBack), "DATABASE_TIMEOUT"),
-}
+
+
+def connection_options(settings: Settings) -> dict[str, Any]:
+    """How every connection is made; TCP keepalives are the URL's, if it sets them."""
+    given = conninfo_to_dict(settings.neon_db_url.get_secret_value())
+    return {
+        "autocommit": True,
+        "client_encoding": "utf8",
+        "connect_timeout": max(2, round(settings.db_timeout)),
+        "fallback_application_name": "todo",
+        **{name: value for name, value in KEEPALIVES.items() if name not in given},
+    }
 
 
 def _error_of(result: pq.abc.PGresult) -> psycopg.Error:
@@ -957,7 +948,7 @@ def _error_of(result: pq.abc.PGresult) -> psycopg.Error:
 class Query:
     """A statement with its arguments, on its way to its rows."""
 
-    def __init__(self, statement: Statement, values: Values, deadline: float) -> None:
+    def __init__(self, statement: Statement, values: Mapping[str, Any], deadline: float) -> None:
         self.statement = statement
         self.arguments = [
             None if (value := values[name]) is None else str(value).encode()
@@ -1130,6 +1121,32 @@ class Connection(psycopg.AsyncConnection[Any]):
         self.finished(self, queries)
 
 
+# Storage: which query goes next, and what is repeated.
+
+BATCH_MAX = 8  # reads that share a round trip
+BATCH_PAUSE = 0.002  # seconds that reads wait for those under way, to go out together afterwards
+SHORT_LIST = 200  # rows; nobody else waits behind a list that may be longer
+SHORT_LISTS_MAX = 10_000  # owners whose last list is known to be short
+IDLE_TIME = 1.0  # seconds that a connection without queries stays out of the pool
+TICK_TIME = 0.05  # seconds between two looks at deadlines and idle connections
+CONFLICT_PAUSE = 0.02  # seconds at most before a query that was rolled back is repeated
+FOREVER = 24 * 3600.0  # seconds
+
+ROLLED_BACK = (errors.SerializationFailure, errors.DeadlockDetected)  # in favour of another
+NOT_PREPARED = (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement)
+DATABASE_PROBLEMS: dict[type[BaseException], str] = {
+    ConnectionLost: "DATABASE_UNAVAILABLE",
+    errors.AdminShutdown: "DATABASE_UNAVAILABLE",
+    errors.ReadOnlySqlTransaction: "DATABASE_UNAVAILABLE",  # a standby, until it is promoted
+    errors.LockNotAvailable: "DATABASE_TIMEOUT",
+    **dict.fromkeys((TimedOut, BatchAborted, *ROLLED_BACK), "DATABASE_TIMEOUT"),
+}
+
+# glibc alone gives the small pieces of a long list's rows back to the system: 200 MiB after eight
+# lists of 25 MB at once, within 30 ms.
+malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", id)
+
+
 class Database:
     """Runs statements on a psycopg pool.
 
@@ -1160,7 +1177,6 @@ class Database:
         self.active: Counter[Any] = Counter()  # queries that wait there or are under way, by owner
         self.later: dict[Any, deque[Query]] = {}  # those beyond the share of their owner
         self.short_lists: set[Any] = set()  # owners whose last one was
-        self.long_list = False  # whether there was one since memory was given back
         self.tasks: set[asyncio.Task[None]] = set()  # of `_hold`, one for each connection
         self.connections: set[Connection] = set()  # out of the pool
         self.idle: list[Connection] = []
@@ -1195,7 +1211,7 @@ class Database:
             query.prepare = query.prepare and self.prepare
             if self.active[query.owner] < self.share:
                 self.active[query.owner] += 1
-                self._wait(query)
+                self._enqueue(query)
                 self._dispatch()
             else:
                 self.later.setdefault(query.owner, deque()).append(query)
@@ -1206,7 +1222,7 @@ class Database:
                     if code := DATABASE_PROBLEMS.get(type(error)):
                         raise Problem(code, str(error)) from None
                     raise
-                if isinstance(error, RolledBack):
+                if isinstance(error, ROLLED_BACK):
                     await asyncio.sleep(random.random() * CONFLICT_PAUSE)  # noqa: S311
             query.start()
 
@@ -1216,16 +1232,16 @@ class Database:
         if isinstance(error, ConnectionLost | errors.AdminShutdown) and not query.lost:
             query.lost = True
             return query.statement.reads or isinstance(error, errors.AdminShutdown)
-        if isinstance(error, (*NotPrepared, PlanOutdated)) and query.prepare:
+        if isinstance(error, (*NOT_PREPARED, PlanOutdated)) and query.prepare:
             query.prepare = False
-            if self.prepare and isinstance(error, NotPrepared):
+            if self.prepare and isinstance(error, NOT_PREPARED):
                 # A pooler has put another connection behind ours.
                 self.prepare = False
                 log.warning("a pooler without prepared statements is in between: doing without")
             return True
-        return isinstance(error, (*RolledBack, BatchAborted))
+        return isinstance(error, (*ROLLED_BACK, BatchAborted))
 
-    def _wait(self, query: Query) -> None:
+    def _enqueue(self, query: Query) -> None:
         """Let a query wait for a connection: of its own, or one that reads share."""
         statement = query.statement
         query.shares = statement.reads and (not statement.lists or query.owner in self.short_lists)
@@ -1240,7 +1256,7 @@ class Database:
             if not later:
                 del self.later[owner]
             if not following.rows.done():
-                self._wait(following)
+                self._enqueue(following)
                 return
         self.active[owner] -= 1
         if not self.active[owner]:
@@ -1276,15 +1292,17 @@ class Database:
         if pause:
             return []
         self.pause_until = loop.time() + BATCH_PAUSE
-        loop.call_later(
-            BATCH_PAUSE + 0.001, self._dispatch
-        )  # behind it, however clocks are rounded
+        # Behind the pause, however clocks are rounded.
+        loop.call_later(BATCH_PAUSE + 0.001, self._dispatch)
         return [reads.popleft() for _ in range(min(len(reads), BATCH_MAX))]
 
     def _finished(self, connection: Connection, queries: Sequence[Query]) -> None:
         for query in queries:
             if query.statement.lists and query.result:
-                self._learn_length(query.owner, query.result.ntuples)
+                short = query.result.ntuples <= SHORT_LIST
+                (self.short_lists.add if short else self.short_lists.discard)(query.owner)
+                if len(self.short_lists) > SHORT_LISTS_MAX:
+                    self.short_lists.clear()
             if query.shares:
                 self.pause_until = 0.0
             self._leave(query)
@@ -1293,15 +1311,6 @@ class Database:
         else:
             self._release(connection)
         self._dispatch()
-
-    def _learn_length(self, owner: Any, rows: int) -> None:
-        if rows > SHORT_LIST:
-            self.short_lists.discard(owner)
-            self.long_list = True
-        else:
-            if len(self.short_lists) == SHORT_LISTS_MAX:
-                self.short_lists.clear()
-            self.short_lists.add(owner)
 
     def _release(self, connection: Connection) -> None:
         if connection in self.idle:
@@ -1341,9 +1350,7 @@ class Database:
         if not connection.usable():
             await connection.close()  # the pool makes another
         await self.pool.putconn(connection)
-        if self.long_list:
-            self.long_list = False
-            malloc_trim(0)
+        malloc_trim(0)
 
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
@@ -1376,18 +1383,6 @@ class Database:
             queue.clear()
         for query in waiting:
             query.finish(ConnectionLost("the database cannot be reached"))
-
-
-def connection_options(settings: Settings) -> dict[str, Any]:
-    """How every connection is made; TCP keepalives are the URL's, if it sets them."""
-    given = conninfo_to_dict(settings.neon_db_url.get_secret_value())
-    return {
-        "autocommit": True,
-        "client_encoding": "utf8",
-        "connect_timeout": max(2, round(settings.db_timeout)),
-        "fallback_application_name": "todo",
-        **{name: value for name, value in KEEPALIVES.items() if name not in given},
-    }
 
 
 # Endpoints: section 4 of the design says which check comes before which.

@@ -49,6 +49,7 @@ from todo_tests.support import (
     Server,
     eventually,
     free_port,
+    new_user,
 )
 
 NewPostgres = Callable[..., OwnPostgres]
@@ -316,6 +317,23 @@ async def test_failed_attempts_to_connect_cost_no_connection(
     finally:
         await database.close()
     assert codes == {"DATABASE_UNAVAILABLE": 2000}
+
+
+async def test_it_closes_at_whatever_moment(make_settings: Callable[..., todo.Settings]) -> None:
+    """Also while connections come in: in Python 3.11 a cancelled `wait_for` may still return."""
+    chance = random.Random(11)
+    for _ in range(20):
+        database = todo.Database(make_settings(db_pool_size=4))
+        await database.open()
+        values = {"owner": new_user(), "owner_json": '""'}
+        asked = [asyncio.ensure_future(database.run(todo.LIST, **values)) for _ in range(4)]
+        await asyncio.wait(asked[:1])
+        await asyncio.sleep(chance.random() / 100)
+        async with asyncio.timeout(5):
+            await database.close()
+        for each in asked:
+            each.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
 
 
 # Kills
