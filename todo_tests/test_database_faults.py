@@ -314,9 +314,11 @@ async def test_failed_attempts_to_connect_cost_no_connection(
     try:
         async with asyncio.timeout(60):
             await together(ask(seed) for seed in range(20))
+        remembered = [*database.single, *database.reads, *database.later, *database.active]
     finally:
         await database.close()
     assert codes == {"DATABASE_UNAVAILABLE": 2000}
+    assert remembered == []
 
 
 async def test_it_closes_at_whatever_moment(make_settings: Callable[..., todo.Settings]) -> None:

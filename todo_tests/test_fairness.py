@@ -6,7 +6,7 @@ SC-006; design 5: one user never holds more than half of the connections.
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -204,6 +204,57 @@ async def test_nobody_waits_behind_long_lists_that_are_a_users_first(
     print(f"others within {slowest:.2f} s, the long ones within {longest:.2f} s")
     assert {answer.status for answer in answers} == {200}
     assert slowest < longest / 2
+
+
+# Batches: with one connection, what waited for a lock goes out together afterwards.
+
+BROKEN_VIEW = """
+alter table tasks rename to stored_tasks;
+create view tasks as select id, user_id, title,
+    case user_id when 'broken' then (1 / (length(title) - length(title)))::text else description end
+    as description, completed, created_at, updated_at from stored_tasks
+"""
+
+
+@pytest.fixture
+async def one_connection(serve: Serve, postgres: Database) -> AsyncIterator[tuple[Server, str]]:
+    """A server with a single connection, and its database."""
+    url = postgres.create_database(schema=True)
+    yield await asyncio.to_thread(serve, {"DB_POOL_SIZE": "1"}, database_url=url), url
+    postgres.drop_database(url)
+
+
+async def test_a_read_that_fails_spoils_no_other_of_its_batch(
+    one_connection: tuple[Server, str], postgres: Database
+) -> None:
+    server, url = one_connection
+    callers = [Caller(server.port, user) for user in ("first", *"abc", "broken", *"defg")]
+    paths = [str((await caller.create())["id"]) for caller in callers]
+    postgres.execute(BROKEN_VIEW, database_url=url)
+    asked = []
+    async with asyncio.TaskGroup() as group:
+        with locked(url, "lock table stored_tasks in access exclusive mode"):
+            for caller, path in zip(callers, paths, strict=True):
+                asked.append(group.create_task(caller.ask("GET", path)))
+                await asyncio.sleep(0.01)
+    statuses = {
+        caller.user: each.result().status for caller, each in zip(callers, asked, strict=True)
+    }
+    assert statuses == {**dict.fromkeys(statuses, 200), "broken": 500}
+
+
+async def test_a_write_is_a_transaction_of_its_own(
+    one_connection: tuple[Server, str], postgres: Database
+) -> None:
+    server, url = one_connection
+    callers = [Caller(server.port) for _ in range(9)]
+    async with asyncio.TaskGroup() as group:
+        with locked(url, LOCKED_TABLE):
+            for caller in callers:
+                group.create_task(caller.create())
+                await asyncio.sleep(0.01)
+    transactions = postgres.execute("select distinct xmin::text from tasks", database_url=url)
+    assert len(transactions) == len(callers)
 
 
 QUEUED: dict[str, tuple[Any, ...]] = {
