@@ -148,7 +148,7 @@ KNOWN_SECRETS = {
     "replace-me-with-the-secret-of-your-better-auth",
 }
 CONNECT_GRACE = 10.0  # seconds that start-up waits for a database that is away
-LOG_DELAY = 0.02  # seconds
+LOG_DELAY = 0.02  # seconds for which lines are gathered before they are written
 LOG_MAX = 2_000  # lines that wait for a slow reader
 LOG_PATH_MAX = 2048  # characters of a path
 LOG_GRACE = 1.0  # seconds that the end of the process waits for the reader
@@ -176,28 +176,30 @@ def origin_of(url: str) -> str:
 
 
 def _postgres_url(url: SecretStr) -> SecretStr:
-    """Check a database URL; messages are for people and hold nothing of it."""
+    """Check a database URL; the sentence for a mistake shows nothing of it."""
     value = url.get_secret_value()
     if re.match(r"(psql\s|['\"])", value):
-        raise ValueError("it is only what stands between the quotes of a psql command")
+        quoted = "it is only what stands between the quotes of a psql command"
+        raise PydanticCustomError("mistake", quoted)
     if not re.match(r"postgres(ql)?://.", value):
         raise ValueError
     try:
         parts = conninfo_to_dict(value)
     except psycopg.Error as exc:
         if "invalid URI query parameter" in str(exc):
-            raise ValueError(
+            raise PydanticCustomError(
+                "mistake",
                 "it has a parameter that PostgreSQL does not know, such as pgbouncer=true: "
-                "leave that out"
+                "leave that out",
             ) from None
         parts = {"port": "unreadable"}
-    # What stands behind the password's own @ or / is taken for a host, a port or a database.
-    if not re.fullmatch(r"[0-9,]*", str(parts.get("port", ""))) or "@" in (
-        f"{parts.get('host')}{parts.get('dbname')}"
-    ):
-        raise ValueError(
+    # What follows a bare @ or / of the password is taken for the host, the port or the database.
+    behind = f"{parts.get('host')} {parts.get('dbname')}"
+    if "@" in behind or not re.fullmatch(r"[0-9,]*", str(parts.get("port", ""))):
+        raise PydanticCustomError(
+            "mistake",
             "it must be postgresql://user:password@host:port/database, "
-            "and its password percent-encoded: %40 for @, %2F for /, %23 for #, %25 for %"
+            "and its password percent-encoded: %40 for @, %2F for /, %23 for #, %25 for %",
         )
     return url
 
@@ -214,15 +216,12 @@ def _http_url(url: str) -> str:
     return url
 
 
-def _origins(value: Any) -> Any:
-    origins = [item.strip() for item in value.split(",")] if isinstance(value, str) else value
-    for origin in origins:
-        if urlsplit(origin).path or not re.fullmatch(r"[^?#*\s]+", origin):
-            raise ValueError
-    return tuple(origin_of(origin) for origin in origins)
+def _split(value: Any) -> Any:
+    return [item.strip() for item in value.split(",")] if isinstance(value, str) else value
 
 
 Url = Annotated[str, AfterValidator(_http_url)]
+Origin = Annotated[str, Field(pattern=r"^\w+://[^/?#*\s]+$"), AfterValidator(origin_of)]
 Seconds = Annotated[float, Field(gt=0, le=60, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=100)]
 
@@ -231,10 +230,7 @@ class TokenSettings(BaseSettings):
     """What signing a token needs; each description completes the sentence "NAME must be ..."."""
 
     model_config = SettingsConfigDict(
-        env_ignore_empty=True,
-        extra="ignore",
-        frozen=True,
-        hide_input_in_errors=True,
+        env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
     )
 
     better_auth_secret: Annotated[SecretStr, AfterValidator(_strong_secret)] = Field(
@@ -253,7 +249,7 @@ class Settings(TokenSettings):
         pattern=r"^[^?#]*$",
         description="the http(s) URL of the Better Auth server, such as http://localhost:3000",
     )
-    allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)] = Field(
+    allowed_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split)] = Field(
         ("http://localhost:3000", "http://127.0.0.1:3000"),
         description="origins between commas, each scheme://host[:port], never *",
     )
@@ -287,17 +283,16 @@ def load_settings(
         raise StartupError(f"todo.py cannot read {source} ({reason})") from None
     except ValidationError as exc:
         faults = exc.errors(include_url=False, include_context=False, include_input=False)
-    lines = []
+    lines = {}  # by name: each of several origins may be a fault
     for fault in faults:
         name = str(fault["loc"][0])
-        why = f"it must be {cls.model_fields[name].description}"
-        if fault["type"] == "value_error":
-            why = fault["msg"].removeprefix("Value error, ") or why
         kind = "missing" if fault["type"] == "missing" else "not valid"
-        lines.append(f"  {name.upper()} is {kind}: {why}\n")
+        mistake = fault["msg"] if fault["type"] == "mistake" else ""
+        why = mistake or f"it must be {cls.model_fields[name].description}"
+        lines[name] = f"  {name.upper()} is {kind}: {why}\n"
     raise StartupError(
         "These settings are missing or not valid:\n"
-        + "".join(lines)
+        + "".join(lines.values())
         + "Set it in the environment or in .env (.env.example explains each variable).\n"
         "To try the service with nothing to set: python todo.py dev"
     )
@@ -315,18 +310,14 @@ def log_time(now: float) -> str:
 class LogFormatter(logging.Formatter):
     """One record a line, whatever a hostile caller puts into it; tracebacks are indented."""
 
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802
-        return log_time(record.created)
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        return self._one_line(super().formatMessage(record))
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802
-        trace = super().formatException(ei).split("\n")
-        return "\n".join(f"    | {self._one_line(line)}" for line in trace)
+    def format(self, record: logging.LogRecord) -> str:
+        lines = [f"{log_time(record.created)} {record.levelname} {record.getMessage()}"]
+        if record.exc_info:
+            lines += [f"    | {line}" for line in self.formatException(record.exc_info).split("\n")]
+        return "\n".join(map(self._printable, lines))
 
     @staticmethod
-    def _one_line(text: str) -> str:
+    def _printable(text: str) -> str:
         if text.isprintable():
             return text
         return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
@@ -354,7 +345,7 @@ class LogHandler(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
+        self.setFormatter(LogFormatter())
         self.lines: deque[str] = deque()
         self.dropped = 0
         self.written = threading.Event()
@@ -385,23 +376,18 @@ class LogHandler(logging.Handler):
             if self.dropped:
                 self.lines.append(f"{log_time(time.time())} WARNING {self.dropped} lines dropped")
                 self.dropped = 0
-            piece = b""
+            pieces = [b""]
             while self.lines:
                 line = f"{self.lines.popleft()}\n".encode()
                 # What a pipe takes at once does not mix with the lines of other processes.
-                if len(piece) + len(line) > select.PIPE_BUF:
-                    self._write(piece)
-                    piece = b""
-                piece += line
-            self._write(piece)
+                if len(pieces[-1]) + len(line) > select.PIPE_BUF:
+                    pieces.append(b"")
+                pieces[-1] += line
+            for piece in pieces if sys.stderr is not None else ():
+                with suppress(OSError):  # nobody reads any more
+                    os.write(2, piece)
             if not self.awake.is_set():
                 self.written.set()
-
-    @staticmethod
-    def _write(piece: bytes) -> None:
-        with suppress(OSError):  # nobody reads any more
-            if sys.stderr is not None:
-                os.write(2, piece)
 
 
 def configure_logging(level: str) -> None:
