@@ -545,11 +545,7 @@ def _without_nul(text: str) -> str:
     return text
 
 
-Title = Annotated[
-    str,
-    Field(min_length=1, max_length=TITLE_MAX, pattern=r"\S"),
-    AfterValidator(_without_nul),
-]
+Title = Annotated[str, Field(max_length=TITLE_MAX, pattern=r"\S"), AfterValidator(_without_nul)]
 Description = Annotated[str, Field(max_length=DESCRIPTION_MAX), AfterValidator(_without_nul)]
 
 
@@ -577,7 +573,6 @@ _TITLE_REQUIRED = "Title is required and cannot be empty"
 MESSAGES = {
     "title": {
         "missing": _TITLE_REQUIRED,
-        "string_too_short": _TITLE_REQUIRED,
         "string_pattern_mismatch": _TITLE_REQUIRED,
         "string_too_long": f"Title cannot exceed {TITLE_MAX} characters",
         "string_type": "Title must be a string",
