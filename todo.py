@@ -655,7 +655,7 @@ class Problem(Exception):
 LEEWAY = 10.0  # seconds that the clocks of Better Auth and this machine may differ
 TOKEN_MAX = 16 * 1024  # bytes
 TIME_MAX = 2**53  # seconds; a JSON number beyond is not exact
-ASYMMETRIC = frozenset({"EdDSA", "ES256", "ES512", "RS256", "PS256"})
+ASYMMETRIC = ("EdDSA", "ES256", "ES512", "RS256", "PS256")
 TOKEN = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 # A withdrawn key works for at most KEYS_MAX_AGE + MEMORY_MAX_AGE = 5 minutes while Better
@@ -665,10 +665,12 @@ KEYS_MAX_AGE = 4 * 60.0  # seconds before a request waits for that
 KEYS_RETRY = 10.0  # seconds between attempts while Better Auth is away and keys are known
 JWKS_TIMEOUT = 2.0  # seconds
 JWKS_MAX = 256 * 1024  # bytes
-JWKS_BURST, JWKS_RATE = 3.0, 1.0  # fetches at once, and refilled a second
+JWKS_BURST = 3  # fetches at once, and then one every
+JWKS_PAUSE = 1.0  # seconds
 MEMORY_MAX_AGE = 60.0  # seconds that a token verified by JWKS is remembered
 MEMORY_MAX = 10_000  # tokens, of which about 300 bytes each are kept
 
+Keys = dict[tuple[str, str], jwt.PyJWK]  # by `kid` and `alg`
 
 # What fetching can end in: no connection, no HTTP, no JSON, JSON of another shape.
 JWKS_FAULTS = (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, RecursionError)
@@ -679,89 +681,82 @@ def _shut_down(connected: socket.socket) -> None:
         connected.shutdown(socket.SHUT_RDWR)
 
 
-def _fetch_jwks(url: str) -> dict[tuple[str, str], jwt.PyJWK]:
+def _fetch_jwks(url: str) -> Keys:
     """GET a key set: no redirect, bounded in time and size. Blocks; run it in a thread."""
     parts = urlsplit(url)
     secure = parts.scheme == "https"
     connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
     with closing(connect(parts.netloc, timeout=JWKS_TIMEOUT)) as connection:
         connection.connect()
-        cut_off = threading.Timer(JWKS_TIMEOUT, _shut_down, [connection.sock])
-        # Its own time-out is for each receive alone; an answer that drips ends by this one.
-        cut_off.start()
+        # The connection's own time-out is for each receive; this one ends an answer that drips.
+        deadline = threading.Timer(JWKS_TIMEOUT, _shut_down, [connection.sock])
+        deadline.start()
         try:
-            target = parts.path + (f"?{parts.query}" if parts.query else "")
+            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection.request("GET", target, headers={"Accept": "application/json"})
             response = connection.getresponse()
-            if response.status != http.client.OK:
-                raise ValueError(f"status {response.status}")
             body = response.read(JWKS_MAX + 1)
         finally:
-            cut_off.cancel()
-    if len(body) > JWKS_MAX:
-        raise ValueError("too long an answer")
-    keys = {}
+            deadline.cancel()
+    if response.status != http.client.OK or len(body) > JWKS_MAX:
+        raise ValueError(f"status {response.status}, {len(body)} bytes")
+    keys: Keys = {}
     for key in json.loads(body)["keys"]:
         with suppress(Exception):  # whatever PyJWT raises: one bad key spoils no other
-            for_others = key.get("use", "sig") != "sig" or "verify" not in key.get(
-                "key_ops", ["verify"]
-            )
             parsed = jwt.PyJWK(key)
+            verifies = key.get("use", "sig") == "sig" and "verify" in key.get("key_ops", ["verify"])
             # With "d" it is a private key: whoever reads the set could sign.
-            if parsed.algorithm_name in ASYMMETRIC and not for_others and "d" not in key:
+            if verifies and "d" not in key and parsed.algorithm_name in ASYMMETRIC:
                 keys[key["kid"], parsed.algorithm_name] = parsed
     return keys
 
 
 class KeySet:
-    """Better Auth's public keys by `kid` and `alg`, fetched when a token needs them."""
+    """Better Auth's public keys, fetched when a token needs them."""
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.keys: dict[tuple[str, str], jwt.PyJWK] = {}
-        self.fetched = self.failed = -1e9  # when last, in the loop's time
+        self.keys: Keys = {}
+        self.fetched = self.due = self.slot = -math.inf  # in the loop's time
+        self.failed = False  # whether the last fetch did
         self.fetching: asyncio.Task[None] | None = None
-        self.allowance, self.counted = JWKS_BURST, 0.0
 
-    async def find(self, name: tuple[str, str]) -> jwt.PyJWK | None:
-        """Key of that kid and alg, if there is one. Raises Problem if that cannot be known."""
+    async def find(self, kid: str, algorithm: str) -> jwt.PyJWK:
+        """Key of that kid and alg. Raises Problem if there is none, or that cannot be known."""
+        name = kid, algorithm
         now = asyncio.get_running_loop().time()
-        if name in self.keys:
-            if now - self.fetched > KEYS_FRESH and now - self.failed > KEYS_RETRY:
-                fetching = self._refresh()
-                if now - self.fetched > KEYS_MAX_AGE:
-                    await asyncio.shield(fetching)
-            if name in self.keys:
-                return self.keys[name]
+        if name in self.keys and now < self.due:
+            return self.keys[name]
+        begun_before = self.fetching is not None
+        refreshed = self._refresh()
+        if name not in self.keys or now - self.fetched > KEYS_MAX_AGE:
+            await refreshed
         # A key is first published by the token that it signs: only a fetch begun after the token
         # came in can tell, so one that was already under way does not count.
-        for _ in range(2):
-            begun_before = self.fetching is not None
-            await asyncio.shield(self._refresh())
-            if name in self.keys or not begun_before:
-                break
-        if name not in self.keys and (self.failed > self.fetched or not self.keys):
+        if name not in self.keys and begun_before:
+            await self._refresh()
+        if name in self.keys:
+            return self.keys[name]
+        if self.failed or not self.keys:
             raise Problem("AUTH_KEYS_UNAVAILABLE", "no keys from Better Auth's JWKS")
-        return self.keys.get(name)
+        raise Problem("INVALID_TOKEN", "no such key in Better Auth's JWKS")
 
-    def _refresh(self) -> asyncio.Task[None]:
-        """Fetch under way: one for all who wait, never more often than the allowance."""
-        if self.fetching is None:
-            self.fetching = asyncio.ensure_future(self._fetch())
-        return self.fetching
+    def _refresh(self) -> asyncio.Future[None]:
+        """Fetch under way, one for all who wait; it outlives those who give up."""
+        self.fetching = self.fetching or asyncio.create_task(self._fetch())
+        return asyncio.shield(self.fetching)
 
     async def _fetch(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            refill = (loop.time() - self.counted) * JWKS_RATE
-            self.allowance = min(JWKS_BURST, self.allowance + refill) - 1
-            self.counted = loop.time()
-            await asyncio.sleep(max(0.0, -self.allowance / JWKS_RATE))
+            self.slot = max(self.slot + JWKS_PAUSE, loop.time() - (JWKS_BURST - 1) * JWKS_PAUSE)
+            await asyncio.sleep(self.slot - loop.time())
             async with asyncio.timeout(JWKS_TIMEOUT):
                 self.keys = await asyncio.to_thread(_fetch_jwks, self.url)
-            self.fetched = loop.time()
+            self.failed, self.fetched = False, loop.time()
+            self.due = self.fetched + KEYS_FRESH
         except JWKS_FAULTS as exc:
-            self.failed = loop.time()
+            self.failed, self.due = True, loop.time() + KEYS_RETRY
             log.warning("no keys from %s: %s %s", self.url, type(exc).__name__, exc)
         finally:
             self.fetching = None
@@ -770,19 +765,52 @@ class KeySet:
 def _json_object_of(segment: bytes) -> dict[str, Any]:
     """Object of a token's segment. Raises ValueError for doubled members, NaN or no object."""
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) < len(pairs):
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(members := dict(pairs)) < len(pairs):
             raise ValueError("doubled member")
-        return dict(pairs)
+        return members
 
-    def never(constant: str) -> None:
+    def refuse(constant: str) -> None:
         raise ValueError(constant)
 
     text = base64.urlsafe_b64decode(segment + b"=" * (-len(segment) % 4)).decode()
-    value = json.loads(text, object_pairs_hook=once, parse_constant=never)
+    value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
     if not isinstance(value, dict):
         raise ValueError("no object")
     return value
+
+
+def _read(token: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Header and claims of a token in due form, before its signature is verified."""
+    if len(token) > TOKEN_MAX or not TOKEN.fullmatch(token):
+        raise Problem("INVALID_TOKEN", "not a signed JWT")
+    try:
+        header, claims = map(_json_object_of, token.split(b".")[:2])
+    except (ValueError, RecursionError):
+        raise Problem("INVALID_TOKEN", "not a signed JWT") from None
+    if "crit" in header or header.get("typ", "JWT") != "JWT":
+        raise Problem("INVALID_TOKEN", "not a login token by its typ or crit")
+    for name in {"exp", "nbf", "iat"} & {"exp", *claims}:
+        # Unlike PyJWT: no text, no boolean, no number that overflows.
+        if type(claims.get(name)) not in {int, float} or abs(claims[name]) > TIME_MAX:
+            raise Problem("INVALID_TOKEN", f"{name} is no usable number")
+    return header, claims
+
+
+def _user_of(claims: Mapping[str, Any], issuer: str | None, audience: str | None) -> str:
+    """User id of verified claims, which must be of that issuer and audience, if any is wanted."""
+    both = (("iss", issuer, "JWT_ISSUER"), ("aud", audience, "JWT_AUDIENCE"))
+    for name, wanted, variable in both:
+        value = claims.get(name)
+        listed = name == "aud" and isinstance(value, list) and wanted in value
+        if wanted is not None and value != wanted and not listed:
+            found = ascii(value)[:100] if value else "missing"
+            reason = f"{name} is {found}, not {wanted}: if that is right, set {variable} to it"
+            raise Problem("INVALID_TOKEN", reason)
+    user = claims.get("sub", claims.get("user_id"))
+    if not isinstance(user, str) or not user or claims.get("user_id", user) != user:
+        raise Problem("INVALID_TOKEN", "no single user in sub or user_id")
+    return user
 
 
 class Tokens:
@@ -822,74 +850,26 @@ class Tokens:
     async def _verify(self, token: bytes) -> tuple[str, float]:
         """User id, and until when that may be remembered."""
         header, claims = _read(token)
-        algorithm = header.get("alg")
-        key: bytes | jwt.PyJWK | None
+        kid, algorithm = header.get("kid"), header.get("alg")
+        key: bytes | jwt.PyJWK
         if algorithm == "HS256":
-            key, remember = self.secret, claims["exp"]
-            issuer = self.shared_issuer
-            audience = self.audience if "aud" in claims else None
-        elif isinstance(algorithm, str) and algorithm in ASYMMETRIC:
-            kid = header.get("kid")
-            key = await self.keys.find((kid, algorithm)) if isinstance(kid, str) else None
-            if key is None:
-                raise Problem("INVALID_TOKEN", "no such key in Better Auth's JWKS")
-            remember = MEMORY_MAX_AGE
+            key, until = self.secret, claims["exp"]
+            issuer, audience = self.shared_issuer, self.audience if "aud" in claims else None
+        elif algorithm in ASYMMETRIC and isinstance(kid, str):
+            key = await self.keys.find(kid, algorithm)
+            until = min(claims["exp"], time.time() + MEMORY_MAX_AGE)
             issuer, audience = self.issuer, self.audience
         else:
-            raise Problem("INVALID_TOKEN", "algorithm not accepted")
+            raise Problem("INVALID_TOKEN", "algorithm not accepted, or without a kid")
         try:
             jwt.decode(
-                token,
-                key,
-                algorithms=[algorithm],
-                audience=audience,
-                issuer=issuer,
-                leeway=LEEWAY,
-                options={"verify_sub": False, "verify_jti": False},
+                token, key, [algorithm], {"verify_aud": False, "verify_jti": False}, leeway=LEEWAY
             )
         except jwt.ExpiredSignatureError:
             raise Problem("TOKEN_EXPIRED", "expired") from None
-        except (
-            jwt.InvalidAudienceError,
-            jwt.InvalidIssuerError,
-            jwt.MissingRequiredClaimError,
-        ) as exc:
-            of_issuer = isinstance(exc, jwt.InvalidIssuerError) or "iss" in exc.args
-            claim, wanted, variable = (
-                ("iss", issuer, "JWT_ISSUER") if of_issuer else ("aud", audience, "JWT_AUDIENCE")
-            )
-            found = ascii(claims[claim])[:100] if claims.get(claim) else "missing"
-            reason = f"{claim} is {found}, not {wanted}: if that is right, set {variable} to it"
-            raise Problem("INVALID_TOKEN", reason) from None
         except Exception as exc:  # noqa: BLE001 whatever PyJWT raises for such a key and token
             raise Problem("INVALID_TOKEN", str(exc)) from None
-        return _user_of(claims), min(claims["exp"], time.time() + remember)
-
-
-def _read(token: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Header and claims of a token in due form, before its signature is looked at."""
-    if len(token) > TOKEN_MAX or not TOKEN.fullmatch(token):
-        raise Problem("INVALID_TOKEN", "not a signed JWT")
-    try:
-        header, claims = (_json_object_of(part) for part in token.split(b".")[:2])
-    except (ValueError, RecursionError):
-        raise Problem("INVALID_TOKEN", "not a signed JWT") from None
-    if "crit" in header or header.get("typ", "JWT") != "JWT":
-        raise Problem("INVALID_TOKEN", "not a login token by its typ or crit")
-    for name in {"exp", "nbf", "iat"} & {"exp", *claims}:
-        # Unlike PyJWT: no text, no boolean, no number that overflows.
-        value = claims.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > TIME_MAX:
-            raise Problem("INVALID_TOKEN", f"{name} is no usable number")
-    return header, claims
-
-
-def _user_of(claims: Mapping[str, Any]) -> str:
-    users = {repr(claims[name]): claims[name] for name in ("sub", "user_id") if name in claims}
-    user = users.popitem()[1] if len(users) == 1 else None
-    if not isinstance(user, str) or not user:
-        raise Problem("INVALID_TOKEN", "no single user in sub or user_id")
-    return user
+        return _user_of(claims, issuer, audience), until
 
 
 # Storage: queries on pooled connections, one round trip each.
