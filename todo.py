@@ -175,31 +175,32 @@ def origin_of(url: str) -> str:
     return f"{parts.scheme}://{host}" + ("" if default else f":{parts.port}")
 
 
+# An error that the operator is told in these words; of others in the setting's description.
+Mistake = partial(PydanticCustomError, "mistake")
+
+
 def _postgres_url(url: SecretStr) -> SecretStr:
     """Check a database URL; the sentence for a mistake shows nothing of it."""
     value = url.get_secret_value()
     if re.match(r"(psql\s|['\"])", value):
-        quoted = "it is only what stands between the quotes of a psql command"
-        raise PydanticCustomError("mistake", quoted)
+        raise Mistake("it is only what stands between the quotes of a psql command")
     if not re.match(r"postgres(ql)?://.", value):
         raise ValueError
     try:
         parts = conninfo_to_dict(value)
     except psycopg.Error as exc:
         if "invalid URI query parameter" in str(exc):
-            raise PydanticCustomError(
-                "mistake",
+            raise Mistake(
                 "it has a parameter that PostgreSQL does not know, such as pgbouncer=true: "
-                "leave that out",
+                "leave that out"
             ) from None
         parts = {"port": "unreadable"}
     # What follows a bare @ or / of the password is taken for the host, the port or the database.
-    behind = f"{parts.get('host')} {parts.get('dbname')}"
-    if "@" in behind or not re.fullmatch(r"[0-9,]*", str(parts.get("port", ""))):
-        raise PydanticCustomError(
-            "mistake",
+    host_and_database = f"{parts.get('host')} {parts.get('dbname')}"
+    if "@" in host_and_database or not re.fullmatch(r"[0-9,]*", str(parts.get("port", ""))):
+        raise Mistake(
             "it must be postgresql://user:password@host:port/database, "
-            "and its password percent-encoded: %40 for @, %2F for /, %23 for #, %25 for %",
+            "and its password percent-encoded: %40 for @, %2F for /, %23 for #, %25 for %"
         )
     return url
 
@@ -365,7 +366,7 @@ class LogHandler(logging.Handler):
 
     def flush(self) -> None:
         """Wait until all is written, for LOG_GRACE at the most; `logging` calls it at the end."""
-        self.written.clear()
+        self.written = threading.Event()
         self.awake.set()
         self.written.wait(LOG_GRACE)
 
@@ -373,6 +374,7 @@ class LogHandler(logging.Handler):
         while self.awake.wait():
             time.sleep(LOG_DELAY)
             self.awake.clear()
+            written = self.written  # of a flush before this round; a later one has its own
             if self.dropped:
                 self.lines.append(f"{log_time(time.time())} WARNING {self.dropped} lines dropped")
                 self.dropped = 0
@@ -386,8 +388,7 @@ class LogHandler(logging.Handler):
             for piece in pieces if sys.stderr is not None else ():
                 with suppress(OSError):  # nobody reads any more
                     os.write(2, piece)
-            if not self.awake.is_set():
-                self.written.set()
+            written.set()
 
 
 def configure_logging(level: str) -> None:
