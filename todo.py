@@ -666,8 +666,8 @@ KEYS_MAX_AGE = 4 * 60.0  # seconds before a request waits for that
 KEYS_RETRY = 10.0  # seconds between attempts while Better Auth is away and keys are known
 JWKS_TIMEOUT = 2.0  # seconds
 JWKS_MAX = 256 * 1024  # bytes
-JWKS_BURST = 3  # fetches at once, and then one every
-JWKS_PAUSE = 1.0  # seconds
+JWKS_BURST = 3  # fetches without a pause
+JWKS_PAUSE = 1.0  # seconds between fetches beyond those
 MEMORY_MAX_AGE = 60.0  # seconds that a token verified by JWKS is remembered
 MEMORY_MAX = 10_000  # tokens, of which about 300 bytes each are kept
 
@@ -718,7 +718,7 @@ class KeySet:
     def __init__(self, url: str) -> None:
         self.url = url
         self.keys: Keys = {}
-        self.fetched = self.due = self.slot = -math.inf  # in the loop's time
+        self.fetched = self.due = self.allowed = -math.inf  # in the loop's time
         self.failed = False  # whether the last fetch did
         self.fetching: asyncio.Task[None] | None = None
 
@@ -728,13 +728,13 @@ class KeySet:
         now = asyncio.get_running_loop().time()
         if name in self.keys and now < self.due:
             return self.keys[name]
-        begun_before = self.fetching is not None
+        under_way = self.fetching is not None
         refreshed = self._refresh()
         if name not in self.keys or now - self.fetched > KEYS_MAX_AGE:
             await refreshed
-        # A key is first published by the token that it signs: only a fetch begun after the token
-        # came in can tell, so one that was already under way does not count.
-        if name not in self.keys and begun_before:
+        # A key is first published by the token that it signs: only a fetch that began after the
+        # token came in can tell, so one that was already under way does not count.
+        if name not in self.keys and under_way:
             await self._refresh()
         if name in self.keys:
             return self.keys[name]
@@ -750,8 +750,9 @@ class KeySet:
     async def _fetch(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            self.slot = max(self.slot + JWKS_PAUSE, loop.time() - (JWKS_BURST - 1) * JWKS_PAUSE)
-            await asyncio.sleep(self.slot - loop.time())
+            burst = loop.time() - (JWKS_BURST - 1) * JWKS_PAUSE
+            self.allowed = max(self.allowed + JWKS_PAUSE, burst)
+            await asyncio.sleep(self.allowed - loop.time())
             async with asyncio.timeout(JWKS_TIMEOUT):
                 self.keys = await asyncio.to_thread(_fetch_jwks, self.url)
             self.failed, self.fetched = False, loop.time()
@@ -781,8 +782,8 @@ def _json_object_of(segment: bytes) -> dict[str, Any]:
     return value
 
 
-def _read(token: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Header and claims of a token in due form, before its signature is verified."""
+def _unverified(token: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Header and claims of a token in due form; its signature is still to be verified."""
     if len(token) > TOKEN_MAX or not TOKEN.fullmatch(token):
         raise Problem("INVALID_TOKEN", "not a signed JWT")
     try:
@@ -850,7 +851,7 @@ class Tokens:
 
     async def _verify(self, token: bytes) -> tuple[str, float]:
         """User id, and until when that may be remembered."""
-        header, claims = _read(token)
+        header, claims = _unverified(token)
         kid, algorithm = header.get("kid"), header.get("alg")
         key: bytes | jwt.PyJWK
         if algorithm == "HS256":
