@@ -175,7 +175,8 @@ def origin_of(url: str) -> str:
     return f"{parts.scheme}://{host}" + ("" if default else f":{parts.port}")
 
 
-# An error that the operator is told in these words; of others in the setting's description.
+# The operator reads the text of this error; for any other the description of the variable, because
+# a library's own text may quote the value.
 Mistake = partial(PydanticCustomError, "mistake")
 
 
@@ -743,7 +744,7 @@ class KeySet:
         raise Problem("INVALID_TOKEN", "no such key in Better Auth's JWKS")
 
     def _refresh(self) -> asyncio.Future[None]:
-        """Fetch under way, one for all who wait; it outlives those who give up."""
+        """End of the fetch under way: one for all who wait, which goes on when they give up."""
         self.fetching = self.fetching or asyncio.create_task(self._fetch())
         return asyncio.shield(self.fetching)
 
