@@ -149,7 +149,7 @@ KNOWN_SECRETS = {
     "replace-me-with-the-secret-of-your-better-auth",
 }
 CONNECT_GRACE = 10.0  # seconds that start-up waits for a database that is away
-LOG_DELAY = 0.02  # seconds
+LOG_DELAY = 0.02  # seconds for which lines are gathered before they are written
 LOG_MAX = 2_000  # lines that wait for a slow reader
 LOG_PATH_MAX = 2048  # characters of a path
 LOG_GRACE = 1.0  # seconds that the end of the process waits for the reader
@@ -176,27 +176,31 @@ def origin_of(url: str) -> str:
     return f"{parts.scheme}://{host}" + ("" if default else f":{parts.port}")
 
 
+# The operator reads the text of this error; for any other the description of the variable, because
+# a library's own text may quote the value.
+Mistake = partial(PydanticCustomError, "mistake")
+
+
 def _postgres_url(url: SecretStr) -> SecretStr:
-    """Check a database URL; messages are for people and hold nothing of it."""
+    """Check a database URL; the sentence for a mistake shows nothing of it."""
     value = url.get_secret_value()
     if re.match(r"(psql\s|['\"])", value):
-        raise ValueError("it is only what stands between the quotes of a psql command")
+        raise Mistake("it is only what stands between the quotes of a psql command")
     if not re.match(r"postgres(ql)?://.", value):
         raise ValueError
     try:
         parts = conninfo_to_dict(value)
     except psycopg.Error as exc:
         if "invalid URI query parameter" in str(exc):
-            raise ValueError(
+            raise Mistake(
                 "it has a parameter that PostgreSQL does not know, such as pgbouncer=true: "
                 "leave that out"
             ) from None
         parts = {"port": "unreadable"}
-    # What stands behind the password's own @ or / is taken for a host, a port or a database.
-    if not re.fullmatch(r"[0-9,]*", str(parts.get("port", ""))) or "@" in (
-        f"{parts.get('host')}{parts.get('dbname')}"
-    ):
-        raise ValueError(
+    # What follows a bare @ or / of the password is taken for the host, the port or the database.
+    host_and_database = f"{parts.get('host')} {parts.get('dbname')}"
+    if "@" in host_and_database or not re.fullmatch(r"[0-9,]*", str(parts.get("port", ""))):
+        raise Mistake(
             "it must be postgresql://user:password@host:port/database, "
             "and its password percent-encoded: %40 for @, %2F for /, %23 for #, %25 for %"
         )
@@ -215,15 +219,12 @@ def _http_url(url: str) -> str:
     return url
 
 
-def _origins(value: Any) -> Any:
-    origins = [item.strip() for item in value.split(",")] if isinstance(value, str) else value
-    for origin in origins:
-        if urlsplit(origin).path or not re.fullmatch(r"[^?#*\s]+", origin):
-            raise ValueError
-    return tuple(origin_of(origin) for origin in origins)
+def _split(value: Any) -> Any:
+    return [item.strip() for item in value.split(",")] if isinstance(value, str) else value
 
 
 Url = Annotated[str, AfterValidator(_http_url)]
+Origin = Annotated[str, Field(pattern=r"^\w+://[^/?#*\s]+$"), AfterValidator(origin_of)]
 Seconds = Annotated[float, Field(gt=0, le=60, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=100)]
 
@@ -232,10 +233,7 @@ class TokenSettings(BaseSettings):
     """What signing a token needs; each description completes the sentence "NAME must be ..."."""
 
     model_config = SettingsConfigDict(
-        env_ignore_empty=True,
-        extra="ignore",
-        frozen=True,
-        hide_input_in_errors=True,
+        env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
     )
 
     better_auth_secret: Annotated[SecretStr, AfterValidator(_strong_secret)] = Field(
@@ -254,7 +252,7 @@ class Settings(TokenSettings):
         pattern=r"^[^?#]*$",
         description="the http(s) URL of the Better Auth server, such as http://localhost:3000",
     )
-    allowed_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)] = Field(
+    allowed_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split)] = Field(
         ("http://localhost:3000", "http://127.0.0.1:3000"),
         description="origins between commas, each scheme://host[:port], never *",
     )
@@ -288,17 +286,16 @@ def load_settings(
         raise StartupError(f"todo.py cannot read {source} ({reason})") from None
     except ValidationError as exc:
         faults = exc.errors(include_url=False, include_context=False, include_input=False)
-    lines = []
+    lines = {}  # by name: each of several origins may be a fault
     for fault in faults:
         name = str(fault["loc"][0])
-        why = f"it must be {cls.model_fields[name].description}"
-        if fault["type"] == "value_error":
-            why = fault["msg"].removeprefix("Value error, ") or why
         kind = "missing" if fault["type"] == "missing" else "not valid"
-        lines.append(f"  {name.upper()} is {kind}: {why}\n")
+        mistake = fault["msg"] if fault["type"] == "mistake" else ""
+        why = mistake or f"it must be {cls.model_fields[name].description}"
+        lines[name] = f"  {name.upper()} is {kind}: {why}\n"
     raise StartupError(
         "These settings are missing or not valid:\n"
-        + "".join(lines)
+        + "".join(lines.values())
         + "Set it in the environment or in .env (.env.example explains each variable).\n"
         "To try the service with nothing to set: python todo.py dev"
     )
@@ -316,18 +313,14 @@ def log_time(now: float) -> str:
 class LogFormatter(logging.Formatter):
     """One record a line, whatever a hostile caller puts into it; tracebacks are indented."""
 
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802
-        return log_time(record.created)
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        return self._one_line(super().formatMessage(record))
-
-    def formatException(self, ei: Any) -> str:  # noqa: N802
-        trace = super().formatException(ei).split("\n")
-        return "\n".join(f"    | {self._one_line(line)}" for line in trace)
+    def format(self, record: logging.LogRecord) -> str:
+        lines = [f"{log_time(record.created)} {record.levelname} {record.getMessage()}"]
+        if record.exc_info:
+            lines += [f"    | {line}" for line in self.formatException(record.exc_info).split("\n")]
+        return "\n".join(map(self._printable, lines))
 
     @staticmethod
-    def _one_line(text: str) -> str:
+    def _printable(text: str) -> str:
         if text.isprintable():
             return text
         return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
@@ -355,7 +348,7 @@ class LogHandler(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.setFormatter(LogFormatter("%(asctime)s %(levelname)s %(message)s"))
+        self.setFormatter(LogFormatter())
         self.lines: deque[str] = deque()
         self.dropped = 0
         self.written = threading.Event()
@@ -375,7 +368,7 @@ class LogHandler(logging.Handler):
 
     def flush(self) -> None:
         """Wait until all is written, for LOG_GRACE at the most; `logging` calls it at the end."""
-        self.written.clear()
+        self.written = threading.Event()
         self.awake.set()
         self.written.wait(LOG_GRACE)
 
@@ -383,26 +376,21 @@ class LogHandler(logging.Handler):
         while self.awake.wait():
             time.sleep(LOG_DELAY)
             self.awake.clear()
+            written = self.written  # of a flush before this round; a later one has its own
             if self.dropped:
                 self.lines.append(f"{log_time(time.time())} WARNING {self.dropped} lines dropped")
                 self.dropped = 0
-            piece = b""
+            pieces = [b""]
             while self.lines:
                 line = f"{self.lines.popleft()}\n".encode()
                 # What a pipe takes at once does not mix with the lines of other processes.
-                if len(piece) + len(line) > select.PIPE_BUF:
-                    self._write(piece)
-                    piece = b""
-                piece += line
-            self._write(piece)
-            if not self.awake.is_set():
-                self.written.set()
-
-    @staticmethod
-    def _write(piece: bytes) -> None:
-        with suppress(OSError):  # nobody reads any more
-            if sys.stderr is not None:
-                os.write(2, piece)
+                if len(pieces[-1]) + len(line) > select.PIPE_BUF:
+                    pieces.append(b"")
+                pieces[-1] += line
+            for piece in pieces if sys.stderr is not None else ():
+                with suppress(OSError):  # nobody reads any more
+                    os.write(2, piece)
+            written.set()
 
 
 def configure_logging(level: str) -> None:
@@ -560,11 +548,7 @@ def _without_nul(text: str) -> str:
     return text
 
 
-Title = Annotated[
-    str,
-    Field(min_length=1, max_length=TITLE_MAX, pattern=r"\S"),
-    AfterValidator(_without_nul),
-]
+Title = Annotated[str, Field(max_length=TITLE_MAX, pattern=r"\S"), AfterValidator(_without_nul)]
 Description = Annotated[str, Field(max_length=DESCRIPTION_MAX), AfterValidator(_without_nul)]
 
 
@@ -592,7 +576,6 @@ _TITLE_REQUIRED = "Title is required and cannot be empty"
 MESSAGES = {
     "title": {
         "missing": _TITLE_REQUIRED,
-        "string_too_short": _TITLE_REQUIRED,
         "string_pattern_mismatch": _TITLE_REQUIRED,
         "string_too_long": f"Title cannot exceed {TITLE_MAX} characters",
         "string_type": "Title must be a string",
@@ -675,7 +658,7 @@ class Problem(Exception):
 LEEWAY = 10.0  # seconds that the clocks of Better Auth and this machine may differ
 TOKEN_MAX = 16 * 1024  # bytes
 TIME_MAX = 2**53  # seconds; a JSON number beyond is not exact
-ASYMMETRIC = frozenset({"EdDSA", "ES256", "ES512", "RS256", "PS256"})
+ASYMMETRIC = ("EdDSA", "ES256", "ES512", "RS256", "PS256")
 TOKEN = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 # A withdrawn key works for at most KEYS_MAX_AGE + MEMORY_MAX_AGE = 5 minutes while Better
@@ -685,10 +668,12 @@ KEYS_MAX_AGE = 4 * 60.0  # seconds before a request waits for that
 KEYS_RETRY = 10.0  # seconds between attempts while Better Auth is away and keys are known
 JWKS_TIMEOUT = 2.0  # seconds
 JWKS_MAX = 256 * 1024  # bytes
-JWKS_BURST, JWKS_RATE = 3.0, 1.0  # fetches at once, and refilled a second
+JWKS_BURST = 3  # fetches without a pause
+JWKS_PAUSE = 1.0  # seconds between fetches beyond those
 MEMORY_MAX_AGE = 60.0  # seconds that a token verified by JWKS is remembered
 MEMORY_MAX = 10_000  # tokens, of which about 300 bytes each are kept
 
+Keys = dict[tuple[str, str], jwt.PyJWK]  # by `kid` and `alg`
 
 # What fetching can end in: no connection, no HTTP, no JSON, JSON of another shape.
 JWKS_FAULTS = (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, RecursionError)
@@ -699,89 +684,83 @@ def _shut_down(connected: socket.socket) -> None:
         connected.shutdown(socket.SHUT_RDWR)
 
 
-def _fetch_jwks(url: str) -> dict[tuple[str, str], jwt.PyJWK]:
+def _fetch_jwks(url: str) -> Keys:
     """GET a key set: no redirect, bounded in time and size. Blocks; run it in a thread."""
     parts = urlsplit(url)
     secure = parts.scheme == "https"
     connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
     with closing(connect(parts.netloc, timeout=JWKS_TIMEOUT)) as connection:
         connection.connect()
-        cut_off = threading.Timer(JWKS_TIMEOUT, _shut_down, [connection.sock])
-        # Its own time-out is for each receive alone; an answer that drips ends by this one.
-        cut_off.start()
+        # The connection's own time-out is for each receive; this one ends an answer that drips.
+        deadline = threading.Timer(JWKS_TIMEOUT, _shut_down, [connection.sock])
+        deadline.start()
         try:
-            target = parts.path + (f"?{parts.query}" if parts.query else "")
+            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             connection.request("GET", target, headers={"Accept": "application/json"})
             response = connection.getresponse()
-            if response.status != http.client.OK:
-                raise ValueError(f"status {response.status}")
             body = response.read(JWKS_MAX + 1)
         finally:
-            cut_off.cancel()
-    if len(body) > JWKS_MAX:
-        raise ValueError("too long an answer")
-    keys = {}
+            deadline.cancel()
+    if response.status != http.client.OK or len(body) > JWKS_MAX:
+        raise ValueError(f"status {response.status}, {len(body)} bytes")
+    keys: Keys = {}
     for key in json.loads(body)["keys"]:
         with suppress(Exception):  # whatever PyJWT raises: one bad key spoils no other
-            for_others = key.get("use", "sig") != "sig" or "verify" not in key.get(
-                "key_ops", ["verify"]
-            )
             parsed = jwt.PyJWK(key)
+            verifies = key.get("use", "sig") == "sig" and "verify" in key.get("key_ops", ["verify"])
             # With "d" it is a private key: whoever reads the set could sign.
-            if parsed.algorithm_name in ASYMMETRIC and not for_others and "d" not in key:
+            if verifies and "d" not in key and parsed.algorithm_name in ASYMMETRIC:
                 keys[key["kid"], parsed.algorithm_name] = parsed
     return keys
 
 
 class KeySet:
-    """Better Auth's public keys by `kid` and `alg`, fetched when a token needs them."""
+    """Better Auth's public keys, fetched when a token needs them."""
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.keys: dict[tuple[str, str], jwt.PyJWK] = {}
-        self.fetched = self.failed = -1e9  # when last, in the loop's time
+        self.keys: Keys = {}
+        self.fetched = self.due = self.allowed = -math.inf  # in the loop's time
+        self.failed = False  # whether the last fetch did
         self.fetching: asyncio.Task[None] | None = None
-        self.allowance, self.counted = JWKS_BURST, 0.0
 
-    async def find(self, name: tuple[str, str]) -> jwt.PyJWK | None:
-        """Key of that kid and alg, if there is one. Raises Problem if that cannot be known."""
+    async def find(self, kid: str, algorithm: str) -> jwt.PyJWK:
+        """Key of that kid and alg. Raises Problem if there is none, or that cannot be known."""
+        name = kid, algorithm
         now = asyncio.get_running_loop().time()
+        if name in self.keys and now < self.due:
+            return self.keys[name]
+        under_way = self.fetching is not None
+        refreshed = self._refresh()
+        if name not in self.keys or now - self.fetched > KEYS_MAX_AGE:
+            await refreshed
+        # A key is first published by the token that it signs: only a fetch that began after the
+        # token came in can tell, so one that was already under way does not count.
+        if name not in self.keys and under_way:
+            await self._refresh()
         if name in self.keys:
-            if now - self.fetched > KEYS_FRESH and now - self.failed > KEYS_RETRY:
-                fetching = self._refresh()
-                if now - self.fetched > KEYS_MAX_AGE:
-                    await asyncio.shield(fetching)
-            if name in self.keys:
-                return self.keys[name]
-        # A key is first published by the token that it signs: only a fetch begun after the token
-        # came in can tell, so one that was already under way does not count.
-        for _ in range(2):
-            begun_before = self.fetching is not None
-            await asyncio.shield(self._refresh())
-            if name in self.keys or not begun_before:
-                break
-        if name not in self.keys and (self.failed > self.fetched or not self.keys):
+            return self.keys[name]
+        if self.failed or not self.keys:
             raise Problem("AUTH_KEYS_UNAVAILABLE", "no keys from Better Auth's JWKS")
-        return self.keys.get(name)
+        raise Problem("INVALID_TOKEN", "no such key in Better Auth's JWKS")
 
-    def _refresh(self) -> asyncio.Task[None]:
-        """Fetch under way: one for all who wait, never more often than the allowance."""
-        if self.fetching is None:
-            self.fetching = asyncio.ensure_future(self._fetch())
-        return self.fetching
+    def _refresh(self) -> asyncio.Future[None]:
+        """End of the fetch under way: one for all who wait, which goes on when they give up."""
+        self.fetching = self.fetching or asyncio.create_task(self._fetch())
+        return asyncio.shield(self.fetching)
 
     async def _fetch(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            refill = (loop.time() - self.counted) * JWKS_RATE
-            self.allowance = min(JWKS_BURST, self.allowance + refill) - 1
-            self.counted = loop.time()
-            await asyncio.sleep(max(0.0, -self.allowance / JWKS_RATE))
+            burst = loop.time() - (JWKS_BURST - 1) * JWKS_PAUSE
+            self.allowed = max(self.allowed + JWKS_PAUSE, burst)
+            await asyncio.sleep(self.allowed - loop.time())
             async with asyncio.timeout(JWKS_TIMEOUT):
                 self.keys = await asyncio.to_thread(_fetch_jwks, self.url)
-            self.fetched = loop.time()
+            self.failed, self.fetched = False, loop.time()
+            self.due = self.fetched + KEYS_FRESH
         except JWKS_FAULTS as exc:
-            self.failed = loop.time()
+            self.failed, self.due = True, loop.time() + KEYS_RETRY
             log.warning("no keys from %s: %s %s", self.url, type(exc).__name__, exc)
         finally:
             self.fetching = None
@@ -790,19 +769,52 @@ class KeySet:
 def _json_object_of(segment: bytes) -> dict[str, Any]:
     """Object of a token's segment. Raises ValueError for doubled members, NaN or no object."""
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) < len(pairs):
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(members := dict(pairs)) < len(pairs):
             raise ValueError("doubled member")
-        return dict(pairs)
+        return members
 
-    def never(constant: str) -> None:
+    def refuse(constant: str) -> None:
         raise ValueError(constant)
 
     text = base64.urlsafe_b64decode(segment + b"=" * (-len(segment) % 4)).decode()
-    value = json.loads(text, object_pairs_hook=once, parse_constant=never)
+    value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
     if not isinstance(value, dict):
         raise ValueError("no object")
     return value
+
+
+def _unverified(token: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Header and claims of a token in due form; its signature is still to be verified."""
+    if len(token) > TOKEN_MAX or not TOKEN.fullmatch(token):
+        raise Problem("INVALID_TOKEN", "not a signed JWT")
+    try:
+        header, claims = map(_json_object_of, token.split(b".")[:2])
+    except (ValueError, RecursionError):
+        raise Problem("INVALID_TOKEN", "not a signed JWT") from None
+    if "crit" in header or header.get("typ", "JWT") != "JWT":
+        raise Problem("INVALID_TOKEN", "not a login token by its typ or crit")
+    for name in {"exp", "nbf", "iat"} & {"exp", *claims}:
+        # Unlike PyJWT: no text, no boolean, no number that overflows.
+        if type(claims.get(name)) not in {int, float} or abs(claims[name]) > TIME_MAX:
+            raise Problem("INVALID_TOKEN", f"{name} is no usable number")
+    return header, claims
+
+
+def _user_of(claims: Mapping[str, Any], issuer: str | None, audience: str | None) -> str:
+    """User id of verified claims, which must be of that issuer and audience, if any is wanted."""
+    both = (("iss", issuer, "JWT_ISSUER"), ("aud", audience, "JWT_AUDIENCE"))
+    for name, wanted, variable in both:
+        value = claims.get(name)
+        listed = name == "aud" and isinstance(value, list) and wanted in value
+        if wanted is not None and value != wanted and not listed:
+            found = ascii(value)[:100] if value else "missing"
+            reason = f"{name} is {found}, not {wanted}: if that is right, set {variable} to it"
+            raise Problem("INVALID_TOKEN", reason)
+    user = claims.get("sub", claims.get("user_id"))
+    if not isinstance(user, str) or not user or claims.get("user_id", user) != user:
+        raise Problem("INVALID_TOKEN", "no single user in sub or user_id")
+    return user
 
 
 class Tokens:
@@ -841,75 +853,27 @@ class Tokens:
 
     async def _verify(self, token: bytes) -> tuple[str, float]:
         """User id, and until when that may be remembered."""
-        header, claims = _read(token)
-        algorithm = header.get("alg")
-        key: bytes | jwt.PyJWK | None
+        header, claims = _unverified(token)
+        kid, algorithm = header.get("kid"), header.get("alg")
+        key: bytes | jwt.PyJWK
         if algorithm == "HS256":
-            key, remember = self.secret, claims["exp"]
-            issuer = self.shared_issuer
-            audience = self.audience if "aud" in claims else None
-        elif isinstance(algorithm, str) and algorithm in ASYMMETRIC:
-            kid = header.get("kid")
-            key = await self.keys.find((kid, algorithm)) if isinstance(kid, str) else None
-            if key is None:
-                raise Problem("INVALID_TOKEN", "no such key in Better Auth's JWKS")
-            remember = MEMORY_MAX_AGE
+            key, until = self.secret, claims["exp"]
+            issuer, audience = self.shared_issuer, self.audience if "aud" in claims else None
+        elif algorithm in ASYMMETRIC and isinstance(kid, str):
+            key = await self.keys.find(kid, algorithm)
+            until = min(claims["exp"], time.time() + MEMORY_MAX_AGE)
             issuer, audience = self.issuer, self.audience
         else:
-            raise Problem("INVALID_TOKEN", "algorithm not accepted")
+            raise Problem("INVALID_TOKEN", "algorithm not accepted, or without a kid")
         try:
             jwt.decode(
-                token,
-                key,
-                algorithms=[algorithm],
-                audience=audience,
-                issuer=issuer,
-                leeway=LEEWAY,
-                options={"verify_sub": False, "verify_jti": False},
+                token, key, [algorithm], {"verify_aud": False, "verify_jti": False}, leeway=LEEWAY
             )
         except jwt.ExpiredSignatureError:
             raise Problem("TOKEN_EXPIRED", "expired") from None
-        except (
-            jwt.InvalidAudienceError,
-            jwt.InvalidIssuerError,
-            jwt.MissingRequiredClaimError,
-        ) as exc:
-            of_issuer = isinstance(exc, jwt.InvalidIssuerError) or "iss" in exc.args
-            claim, wanted, variable = (
-                ("iss", issuer, "JWT_ISSUER") if of_issuer else ("aud", audience, "JWT_AUDIENCE")
-            )
-            found = ascii(claims[claim])[:100] if claims.get(claim) else "missing"
-            reason = f"{claim} is {found}, not {wanted}: if that is right, set {variable} to it"
-            raise Problem("INVALID_TOKEN", reason) from None
         except Exception as exc:  # noqa: BLE001 whatever PyJWT raises for such a key and token
             raise Problem("INVALID_TOKEN", str(exc)) from None
-        return _user_of(claims), min(claims["exp"], time.time() + remember)
-
-
-def _read(token: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Header and claims of a token in due form, before its signature is looked at."""
-    if len(token) > TOKEN_MAX or not TOKEN.fullmatch(token):
-        raise Problem("INVALID_TOKEN", "not a signed JWT")
-    try:
-        header, claims = (_json_object_of(part) for part in token.split(b".")[:2])
-    except (ValueError, RecursionError):
-        raise Problem("INVALID_TOKEN", "not a signed JWT") from None
-    if "crit" in header or header.get("typ", "JWT") != "JWT":
-        raise Problem("INVALID_TOKEN", "not a login token by its typ or crit")
-    for name in {"exp", "nbf", "iat"} & {"exp", *claims}:
-        # Unlike PyJWT: no text, no boolean, no number that overflows.
-        value = claims.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > TIME_MAX:
-            raise Problem("INVALID_TOKEN", f"{name} is no usable number")
-    return header, claims
-
-
-def _user_of(claims: Mapping[str, Any]) -> str:
-    users = {repr(claims[name]): claims[name] for name in ("sub", "user_id") if name in claims}
-    user = users.popitem()[1] if len(users) == 1 else None
-    if not isinstance(user, str) or not user:
-        raise Problem("INVALID_TOKEN", "no single user in sub or user_id")
-    return user
+        return _user_of(claims, issuer, audience), until
 
 
 # Connections: batches of queries by libpq's own asynchronous calls, one round trip each.

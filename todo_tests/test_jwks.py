@@ -345,6 +345,16 @@ async def test_a_redirect_is_not_followed(
     elsewhere.away()
 
 
+async def test_a_jwks_url_may_be_a_query_alone(
+    make_settings: Any, issuer: Issuer, user: str
+) -> None:
+    """RFC 9112 section 3.2.1: the path that is sent is then `/`."""
+    settings = make_settings(better_auth_url=issuer.url, jwks_url=f"{issuer.url}?all=1")
+    async with api(settings) as client:
+        assert (await get(client, issuer.bearer(user), user)).status_code == 200
+    assert issuer.fetches == ["/?all=1"]
+
+
 async def test_proxies_and_netrc_of_the_environment_do_not_matter(
     client: httpx.AsyncClient, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

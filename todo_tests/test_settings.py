@@ -238,6 +238,25 @@ def test_a_mistake_in_a_database_url_has_its_own_sentence(
     assert not re.search("hunter|password@|127", lines[1].replace("user:password@host", ""))
 
 
+@pytest.mark.parametrize("url", ["http://a.example:port", "http://a.example:65536", "http://[::1"])
+def test_a_bad_url_is_told_in_our_words(
+    monkeypatch: pytest.MonkeyPatch, make_settings: object, url: str
+) -> None:
+    """Not in those of a library, which quote the value; and once for each variable."""
+    import todo
+
+    monkeypatch.setenv("NEON_DB_URL", URL)
+    monkeypatch.setenv("BETTER_AUTH_SECRET", SECRET)
+    monkeypatch.setenv("BETTER_AUTH_URL", url)
+    monkeypatch.setenv("ALLOWED_ORIGINS", f"{url},https://{'x' * 64}é.example")
+    with pytest.raises(todo.StartupError) as refused:
+        todo.load_settings(todo.Settings, env_file=None)
+    assert str(refused.value).split("\n")[1:3] == [
+        f"  {name.upper()} is not valid: it must be {todo.Settings.model_fields[name].description}"
+        for name in ("better_auth_url", "allowed_origins")
+    ]
+
+
 def test_settings_show_no_secret(make_settings: "Callable[..., todo.Settings]") -> None:
     settings = make_settings(neon_db_url=URL)
     for text in (repr(settings), str(settings), f"{settings.model_dump()}"):
