@@ -326,20 +326,6 @@ class LogFormatter(logging.Formatter):
         return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-class RateLimitFilter(logging.Filter):
-    """Lets one record a template through every five seconds, so that an outage floods no log."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.next: dict[str, float] = {}
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        if record.created < self.next.get(record.msg, 0):
-            return False
-        self.next[record.msg] = record.created + 5
-        return True
-
-
 class LogHandler(logging.Handler):
     """Writes to stderr from a thread, so that a reader of the log who sleeps stops no request.
 
@@ -401,7 +387,6 @@ def configure_logging(level: str) -> None:
         logger.handlers = [handler]
         logger.propagate = False
         logger.setLevel(level if name == "todo" else max(logging.WARNING, getattr(logging, level)))
-    logging.getLogger("psycopg.pool").filters = [RateLimitFilter()]
 
 
 # Schema: the table as schema.sql makes it, and every statement the service runs.
