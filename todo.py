@@ -124,7 +124,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -1405,15 +1405,23 @@ json_text = json.JSONEncoder(ensure_ascii=False).encode
 json_response = partial(Response, media_type="application/json")
 
 
-class Endpoint:
-    """One path, by method. HEAD goes with GET; the HTTP server leaves the body out."""
+class Resource(BaseRoute):
+    """Route of a path, whatever the method. HEAD goes with GET; the HTTP server omits the body."""
 
-    def __init__(self, **methods: Handler) -> None:
-        self.methods = methods | ({"HEAD": methods["GET"]} if "GET" in methods else {})
-        self.allow = {"Allow": ", ".join(sorted(self.methods))}
+    def __init__(self, path: str, **handlers: Handler) -> None:
+        self.path = path
+        # A user id may be empty, for an error that names it rather than a 404.
+        pattern = re.escape(path).replace(r"\{user_id\}", "(?P<user_id>[^/]*)")
+        self.pattern = re.compile(pattern.replace(r"\{id\}", "(?P<id>[^/]+)"))
+        self.handlers = handlers | ({"HEAD": handlers["GET"]} if "GET" in handlers else {})
+        self.allow = {"Allow": ", ".join(sorted(self.handlers))}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        handler = self.methods.get(scope["method"])
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match = self.pattern.fullmatch(scope["path"])
+        return (Match.FULL, {"path_params": match.groupdict()}) if match else (Match.NONE, {})
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        handler = self.handlers.get(scope["method"])
         if handler is None:
             raise Problem("METHOD_NOT_ALLOWED", headers=self.allow)
         if not isinstance(handler, Response):
@@ -1421,11 +1429,7 @@ class Endpoint:
         await handler(scope, receive, send)
 
 
-def database_of(request: Request) -> Database:
-    return cast("Database", request.app.state.database)
-
-
-def path_of(request: Request) -> dict[str, str | None]:
+def path_of(request: Request) -> dict[str, Any]:
     """Checked path: the owner, and the task where there is one. Raises Problem (FR-005)."""
     path = request.path_params
     owner, task = path["user_id"], path.get("id")
@@ -1468,8 +1472,7 @@ async def body_of(request: Request, model: type[SomeTask]) -> SomeTask:
     if media_type != "application/json":
         raise Problem("UNSUPPORTED_MEDIA_TYPE")
     declared = request.headers.get("content-length", "")
-    # Any number of zeros may stand before it; int() takes 4,300 digits at most.
-    if declared.isdecimal() and int("0" + declared.lstrip("0")[:20]) > BODY_MAX:
+    if declared.isdecimal() and float(declared) > BODY_MAX:  # int() takes 4,300 digits at most
         raise Problem("PAYLOAD_TOO_LARGE")
     body = b""
     async for chunk in request.stream():
@@ -1487,49 +1490,49 @@ def task_response(rows: list[bytes | None]) -> Response:
 
 async def list_tasks(request: Request) -> Response:
     path = path_of(request)
-    query = request.scope["query_string"]
-    wanted = request.query_params.getlist("completed") if query else []
+    wanted = request.query_params.getlist("completed") if request.scope["query_string"] else []
     if not wanted:
-        rows = await database_of(request).run(LIST, **path)
+        rows = await request.app.state.database.run(LIST, **path)
     elif wanted in (["true"], ["false"]):
-        rows = await database_of(request).run(LIST_BY_STATUS, status=wanted[0] == "true", **path)
+        rows = await request.app.state.database.run(
+            LIST_BY_STATUS, status=wanted[0] == "true", **path
+        )
     else:
         message = MESSAGES["completed"]["bool_type"]
         raise Problem("VALIDATION_ERROR", fields={"completed": [message]})
-    return json_response(b"[" + b",".join(cast("list[bytes]", rows)) + b"]")
+    return json_response(b"[" + b",".join(rows) + b"]")
 
 
 async def create_task(request: Request) -> Response:
     path = path_of(request)
     new = await body_of(request, NewTask)
-    [body] = await database_of(request).run(CREATE, **new.values(), **path)
-    task = from_json(cast("bytes", body))["id"]
-    location = f"/api/{quote(cast('str', path['owner']), safe='')}/tasks/{task}"
+    [body] = await request.app.state.database.run(CREATE, **new.values(), **path)
+    location = f"/api/{quote(path['owner'], safe='')}/tasks/{from_json(body)['id']}"
     return json_response(body, 201, {"Location": location})
 
 
 async def get_task(request: Request) -> Response:
-    return task_response(await database_of(request).run(GET, **path_of(request)))
+    return task_response(await request.app.state.database.run(GET, **path_of(request)))
 
 
 async def update_task(request: Request) -> Response:
     path = path_of(request)
     new = await body_of(request, TaskUpdate)
-    return task_response(await database_of(request).run(UPDATE, **new.values(), **path))
+    return task_response(await request.app.state.database.run(UPDATE, **new.values(), **path))
 
 
 async def delete_task(request: Request) -> Response:
-    task_response(await database_of(request).run(DELETE, **path_of(request)))
+    task_response(await request.app.state.database.run(DELETE, **path_of(request)))
     return Response(status_code=204)
 
 
 async def toggle_task(request: Request) -> Response:
-    return task_response(await database_of(request).run(TOGGLE, **path_of(request)))
+    return task_response(await request.app.state.database.run(TOGGLE, **path_of(request)))
 
 
 async def readyz(request: Request) -> Response:
     try:
-        await database_of(request).run(TABLE)
+        await request.app.state.database.run(TABLE)
     except (Problem, psycopg.Error) as exc:
         raise Problem("NOT_READY", str(exc)) from None
     return json_response(b'{"status":"ready"}')
@@ -1566,52 +1569,36 @@ DOCS_POLICY = (
 )
 
 
-def contract_endpoints() -> dict[str, Endpoint]:
+def contract_resources() -> list[Resource]:
     """The contract, its page, and `/`, which says where they are."""
-    contract = HERE / "openapi.yaml"
-    index, answers = {"name": "Todo API"}, {}
-    if contract.is_file():
-        index |= {"docs": "/docs", "openapi": "/openapi.yaml"}
-        policy = {"Content-Security-Policy": DOCS_POLICY}
-        answers = {
-            "/openapi.yaml": Response(contract.read_bytes(), media_type="application/yaml"),
-            "/docs": Response(DOCS_PAGE, headers=policy, media_type="text/html"),
-        }
-    answers["/"] = json_response(json.dumps(index))
-    return {path: Endpoint(GET=answer) for path, answer in answers.items()}
+    place = HERE / "openapi.yaml"
+    if not place.is_file():
+        return [Resource("/", GET=json_response('{"name": "Todo API"}'))]
+    index = '{"name": "Todo API", "docs": "/docs", "openapi": "/openapi.yaml"}'
+    page = Response(DOCS_PAGE, 200, {"Content-Security-Policy": DOCS_POLICY}, "text/html")
+    contract = Response(place.read_bytes(), media_type="application/yaml")
+    return [
+        Resource("/", GET=json_response(index)),
+        Resource("/docs", GET=page),
+        Resource("/openapi.yaml", GET=contract),
+    ]
 
 
-ENDPOINTS = {
-    "/api/{user_id}/tasks": Endpoint(GET=list_tasks, POST=create_task),
-    "/api/{user_id}/tasks/{id}": Endpoint(GET=get_task, PUT=update_task, DELETE=delete_task),
-    "/api/{user_id}/tasks/{id}/complete": Endpoint(PATCH=toggle_task),
-    "/healthz": Endpoint(GET=json_response(b'{"status":"ok"}')),
-    "/readyz": Endpoint(GET=readyz),
-}
-
-
-def route(path: str, endpoint: Endpoint) -> Route:
-    """Route that takes an empty user id, for an error that names it, and no line end at the end."""
-    made = Route(path, endpoint)
-    pattern = made.path_regex.pattern.replace("<user_id>[^/]+", "<user_id>[^/]*")
-    made.path_regex = re.compile(pattern.removesuffix("$") + r"\Z")
-    return made
+RESOURCES = (
+    Resource("/api/{user_id}/tasks", GET=list_tasks, POST=create_task),
+    Resource("/api/{user_id}/tasks/{id}", GET=get_task, PUT=update_task, DELETE=delete_task),
+    Resource("/api/{user_id}/tasks/{id}/complete", PATCH=toggle_task),
+    Resource("/healthz", GET=json_response('{"status":"ok"}')),
+    Resource("/readyz", GET=readyz),
+)
 
 
 # App: what every exchange gets, and create_app.
 
-METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
-REQUEST_HEADERS = (
-    "Authorization",
-    "Content-Type",
-    "X-Request-ID",
-    "traceparent",
-    "tracestate",
-    "baggage",
-    "sentry-trace",
-    "X-Requested-With",
-    "Cache-Control",
-)
+METHODS = sorted({method for resource in RESOURCES for method in resource.handlers})
+_TRACING = ("traceparent", "tracestate", "baggage", "sentry-trace")
+_OF_LIBRARIES = ("X-Requested-With", "Cache-Control")
+REQUEST_HEADERS = ("Authorization", "Content-Type", "X-Request-ID", *_TRACING, *_OF_LIBRARIES)
 EXPOSED_HEADERS = ("Allow", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID")
 PREFLIGHT_MAX_AGE = 600  # seconds
 PREFLIGHT_HEADER = b"access-control-request-method"
@@ -1643,7 +1630,7 @@ def new_request_id() -> bytes:
     return b"%016x" % random.getrandbits(64)
 
 
-def log_line_of(scope: Scope, status: int, seconds: float, request_id: bytes) -> str:
+def _log_line(scope: Scope, status: int, seconds: float, request_id: bytes) -> str:
     client = scope.get("client") or ("-",)
     return (
         f"{scope['method']} {scope['raw_path'][:LOG_PATH_MAX].decode('latin-1')} {status} "
@@ -1681,11 +1668,11 @@ class ExchangeMiddleware:
         started = time.perf_counter()
         status, level, fault, cause = 0, logging.INFO, "", None
         asked = dict(scope["headers"])
-        origin = asked.get(b"origin")
         request_id = asked.get(b"x-request-id", b"")
         if not REQUEST_ID.fullmatch(request_id):
             request_id = new_request_id()
-        headers = (*self.headers.get(origin, COMMON_HEADERS), (b"x-request-id", request_id))
+        common = self.headers.get(asked.get(b"origin"), COMMON_HEADERS)
+        headers = (*common, (b"x-request-id", request_id))
         preflight = scope["method"] == "OPTIONS" and {b"origin", PREFLIGHT_HEADER} <= asked.keys()
         app = self._preflight(asked) if preflight else self.app
 
@@ -1705,7 +1692,7 @@ class ExchangeMiddleware:
                 if not status:
                     await problem.response()(scope, receive, send_with_headers)
         if log.isEnabledFor(level):
-            line = log_line_of(scope, status, time.perf_counter() - started, request_id) + fault
+            line = _log_line(scope, status, time.perf_counter() - started, request_id) + fault
             if level == logging.INFO and line.isprintable():
                 # By logging's own way a line costs 12 µs of CPU, so 2.
                 self.log_line(f"{log_time(time.time())} INFO {line}")
@@ -1778,6 +1765,7 @@ def end_with_parent(sentinel: int) -> None:
 
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    """What one process has open while it serves."""
     await app.state.database.open()
     if parent := multiprocessing.parent_process():
         # A worker whose supervisor was killed would serve old code, and keep the port.
@@ -1802,8 +1790,7 @@ def create_app(settings: Settings) -> Starlette:
         configure_logging(settings.log_level)
     names = ", ".join(sorted(settings.model_fields_set)).upper() or "none"
     log.info("settings from the environment: %s", names)
-    endpoints = ENDPOINTS | contract_endpoints()
-    app = Starlette(routes=[route(*each) for each in endpoints.items()], lifespan=lifespan)
+    app = Starlette(routes=[*RESOURCES, *contract_resources()], lifespan=lifespan)
     app.router.redirect_slashes = False
     app.state.database = Database(settings)
     # In place of Starlette's own stack: its two layers for exceptions have nothing left to do.
@@ -1966,7 +1953,7 @@ class Protocol(HttpToolsProtocol):
             # head: a new one parses that head without it, and then the rest.
             behind = data[upgrade.args[0] :]
             self.unparsed = behind + self.unparsed
-            self.received -= len(behind)
+            self.received = max(0, self.received - len(behind))
             version = self.parser.get_http_version().encode()
             head = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
             head += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
@@ -1977,7 +1964,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.limit = HEAD_MAX
-        self.received = self.received or 1  # not 0, also if it begins in the last piece of another
+        self.received = self.received or 1  # its first bytes may have counted for the one before
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -2042,13 +2029,9 @@ class Protocol(HttpToolsProtocol):
             lines = [b"%s: %s" % each for each in (*response.raw_headers, *COMMON_HEADERS, *own)]
             head = STATUS_LINE[problem.status] + b"\r\n".join(lines)
             self.transport.write(head + b"\r\n\r\n" + bytes(response.body))
-            log.warning(
-                "- - %d request=%s client=%s error=%s",
-                problem.status,
-                request_id.decode(),
-                self.client[0] if self.client else "-",
-                problem.code,
-            )
+            client = self.client[0] if self.client else "-"
+            line = f"- - {problem.status} request={request_id.decode()} client={client}"
+            log.warning("%s error=%s", line, problem.code)
         self.transport.close()
 
     def shutdown(self) -> None:
