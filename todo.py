@@ -97,7 +97,7 @@ from collections.abc import (
 from contextlib import asynccontextmanager, closing, contextmanager, nullcontext, suppress
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, cast
 from urllib.parse import quote, unquote, urlsplit
 
 import httptools
@@ -122,12 +122,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.dialects.postgresql import psycopg as postgresql
 from sqlalchemy.sql.compiler import SQLCompiler
 from starlette.applications import Starlette
-from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -1339,48 +1337,50 @@ class Database:
 BODY_MAX = 64 * 1024  # bytes
 USER_ID = re.compile(rf"[^/\x00-\x1f\x7f-\x9f]{{1,{USER_ID_MAX}}}")
 TASK_ID = re.compile(r"[1-9][0-9]{0,18}")
-TASK_ID_MEMBER = re.compile(rb'\{"id":([0-9]+)')
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Response | Callable[[Request], Awaitable[Response]]  # a fixed answer, or what makes one
+json_text = json.JSONEncoder(ensure_ascii=False).encode
+json_response = partial(Response, media_type="application/json")
 
 
-class Endpoint:
-    """One path, by method. HEAD goes with GET; the HTTP server leaves the body out."""
+class Resource(BaseRoute):
+    """Route of a path, whatever the method. HEAD goes with GET; the HTTP server omits the body."""
 
-    def __init__(self, **methods: Handler) -> None:
-        self.methods = {**methods, **({"HEAD": methods["GET"]} if "GET" in methods else {})}
-        self.allow = ", ".join(sorted(self.methods))
+    def __init__(self, path: str, **handlers: Handler) -> None:
+        self.path = path
+        # A user id may be empty, for an error that names it rather than a 404.
+        pattern = re.escape(path).replace(r"\{user_id\}", "(?P<user_id>[^/]*)")
+        self.pattern = re.compile(pattern.replace(r"\{id\}", "(?P<id>[^/]+)"))
+        self.handlers = handlers | ({"HEAD": handlers["GET"]} if "GET" in handlers else {})
+        self.allow = {"Allow": ", ".join(sorted(self.handlers))}
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        handler = self.methods.get(scope["method"])
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match = self.pattern.fullmatch(scope["path"])
+        return (Match.FULL, {"path_params": match.groupdict()}) if match else (Match.NONE, {})
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        handler = self.handlers.get(scope["method"])
         if handler is None:
-            raise Problem("METHOD_NOT_ALLOWED", headers={"Allow": self.allow})
-        response = await handler(Request(scope, receive))
-        await response(scope, receive, send)
-
-
-def database_of(request: Request) -> Database:
-    return cast("Database", request.app.state.database)
+            raise Problem("METHOD_NOT_ALLOWED", headers=self.allow)
+        if not isinstance(handler, Response):
+            handler = await handler(Request(scope, receive))
+        await handler(scope, receive, send)
 
 
 def path_of(request: Request) -> dict[str, Any]:
     """Checked path: the owner, and the task where there is one. Raises Problem (FR-005)."""
     path = request.path_params
     owner, task = path["user_id"], path.get("id")
-    checked: dict[str, Any] = {"owner": owner, "owner_json": json.dumps(owner, ensure_ascii=False)}
     fields = {}
     if not USER_ID.fullmatch(owner):
         fields["user_id"] = [BAD_USER_ID]
-    if task is not None:
-        if TASK_ID.fullmatch(task) and int(task) <= TASK_ID_MAX:
-            checked["task"] = int(task)
-        else:
-            fields["id"] = [BAD_TASK_ID]
+    if task is not None and not (TASK_ID.fullmatch(task) and int(task) <= TASK_ID_MAX):
+        fields["id"] = [BAD_TASK_ID]
     if fields:
         raise Problem("VALIDATION_ERROR", fields=fields)
     if owner != request.scope["user"]:
         raise Problem("FORBIDDEN")
-    return checked
+    return {"owner": owner, "owner_json": json_text(owner), "task": task}
 
 
 SomeTask = TypeVar("SomeTask", bound=NewTask)
@@ -1410,8 +1410,7 @@ async def body_of(request: Request, model: type[SomeTask]) -> SomeTask:
     if media_type != "application/json":
         raise Problem("UNSUPPORTED_MEDIA_TYPE")
     declared = request.headers.get("content-length", "")
-    # Any number of zeros may stand before it; int() takes 4,300 digits at most.
-    if declared.isdecimal() and int("0" + declared.lstrip("0")[:20]) > BODY_MAX:
+    if declared.isdecimal() and float(declared) > BODY_MAX:  # int() takes 4,300 digits at most
         raise Problem("PAYLOAD_TOO_LARGE")
     body = b""
     async for chunk in request.stream():
@@ -1424,62 +1423,57 @@ async def body_of(request: Request, model: type[SomeTask]) -> SomeTask:
 def task_response(rows: list[bytes | None]) -> Response:
     if not rows[0]:
         raise Problem("TASK_NOT_FOUND" if rows[0] is None else "FORBIDDEN")
-    return Response(rows[0], media_type="application/json")
+    return json_response(rows[0])
 
 
 async def list_tasks(request: Request) -> Response:
     path = path_of(request)
-    query = request.scope["query_string"]
-    wanted = request.query_params.getlist("completed") if query else []
+    wanted = request.query_params.getlist("completed") if request.scope["query_string"] else []
     if not wanted:
-        rows = await database_of(request).run(LIST, **path)
+        rows = await request.app.state.database.run(LIST, **path)
     elif wanted in (["true"], ["false"]):
-        rows = await database_of(request).run(LIST_BY_STATUS, status=wanted[0] == "true", **path)
+        rows = await request.app.state.database.run(
+            LIST_BY_STATUS, status=wanted[0] == "true", **path
+        )
     else:
         message = MESSAGES["completed"]["bool_type"]
         raise Problem("VALIDATION_ERROR", fields={"completed": [message]})
-    body = b"[" + b",".join(cast("list[bytes]", rows)) + b"]"
-    return Response(body, media_type="application/json")
+    return json_response(b"[" + b",".join(rows) + b"]")
 
 
 async def create_task(request: Request) -> Response:
     path = path_of(request)
     new = await body_of(request, NewTask)
-    [body] = await database_of(request).run(CREATE, **new.values(), **path)
-    task = cast("re.Match[bytes]", TASK_ID_MEMBER.match(body or b""))[1].decode()
-    location = f"/api/{quote(path['owner'], safe='')}/tasks/{task}"
-    return Response(body, 201, {"Location": location}, media_type="application/json")
+    [body] = await request.app.state.database.run(CREATE, **new.values(), **path)
+    location = f"/api/{quote(path['owner'], safe='')}/tasks/{from_json(body)['id']}"
+    return json_response(body, 201, {"Location": location})
 
 
 async def get_task(request: Request) -> Response:
-    return task_response(await database_of(request).run(GET, **path_of(request)))
+    return task_response(await request.app.state.database.run(GET, **path_of(request)))
 
 
 async def update_task(request: Request) -> Response:
     path = path_of(request)
     new = await body_of(request, TaskUpdate)
-    return task_response(await database_of(request).run(UPDATE, **new.values(), **path))
+    return task_response(await request.app.state.database.run(UPDATE, **new.values(), **path))
 
 
 async def delete_task(request: Request) -> Response:
-    task_response(await database_of(request).run(DELETE, **path_of(request)))
+    task_response(await request.app.state.database.run(DELETE, **path_of(request)))
     return Response(status_code=204)
 
 
 async def toggle_task(request: Request) -> Response:
-    return task_response(await database_of(request).run(TOGGLE, **path_of(request)))
-
-
-async def healthz(_: Request) -> Response:
-    return Response(b'{"status":"ok"}', media_type="application/json")
+    return task_response(await request.app.state.database.run(TOGGLE, **path_of(request)))
 
 
 async def readyz(request: Request) -> Response:
     try:
-        await database_of(request).run(TABLE)
+        await request.app.state.database.run(TABLE)
     except (Problem, psycopg.Error) as exc:
         raise Problem("NOT_READY", str(exc)) from None
-    return Response(b'{"status":"ready"}', media_type="application/json")
+    return json_response(b'{"status":"ready"}')
 
 
 # Swagger UI, of one version and with subresource integrity, under the strictest policy it bears.
@@ -1513,54 +1507,36 @@ DOCS_POLICY = (
 )
 
 
-def contract_routes() -> list[Route]:
-    """Routes of the contract, its page, and `/`, which says where they are."""
+def contract_resources() -> list[Resource]:
+    """The contract, its page, and `/`, which says where they are."""
     place = HERE / "openapi.yaml"
-    where = {"docs": "/docs", "openapi": "/openapi.yaml"} if place.is_file() else {}
-    index = json.dumps({"name": "Todo API", **where})
-    contract = place.read_bytes() if where else b""
-
-    async def root(_: Request) -> Response:
-        return Response(index, media_type="application/json")
-
-    async def openapi(_: Request) -> Response:
-        return Response(contract, media_type="application/yaml")
-
-    async def docs(_: Request) -> Response:
-        headers = {"Content-Security-Policy": DOCS_POLICY}
-        return Response(DOCS_PAGE, headers=headers, media_type="text/html")
-
-    routes = {"/": root, "/openapi.yaml": openapi, "/docs": docs}
-    return [Route(path, Endpoint(GET=routes[path])) for path in ("/", *where.values())]
+    if not place.is_file():
+        return [Resource("/", GET=json_response('{"name": "Todo API"}'))]
+    index = '{"name": "Todo API", "docs": "/docs", "openapi": "/openapi.yaml"}'
+    page = Response(DOCS_PAGE, 200, {"Content-Security-Policy": DOCS_POLICY}, "text/html")
+    contract = Response(place.read_bytes(), media_type="application/yaml")
+    return [
+        Resource("/", GET=json_response(index)),
+        Resource("/docs", GET=page),
+        Resource("/openapi.yaml", GET=contract),
+    ]
 
 
-async def no_such_path(_: Request, __: Exception) -> Response:
-    return Problem("NOT_FOUND").response()
-
-
-class Segment(StringConvertor):
-    """A path segment that may be empty, for an error that names it rather than a 404."""
-
-    regex = "[^/]*"
-
-
-register_url_convertor("segment", Segment())
+RESOURCES = (
+    Resource("/api/{user_id}/tasks", GET=list_tasks, POST=create_task),
+    Resource("/api/{user_id}/tasks/{id}", GET=get_task, PUT=update_task, DELETE=delete_task),
+    Resource("/api/{user_id}/tasks/{id}/complete", PATCH=toggle_task),
+    Resource("/healthz", GET=json_response('{"status":"ok"}')),
+    Resource("/readyz", GET=readyz),
+)
 
 
 # App: what every exchange gets, and create_app.
 
-METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
-REQUEST_HEADERS = (
-    "Authorization",
-    "Content-Type",
-    "X-Request-ID",
-    "traceparent",
-    "tracestate",
-    "baggage",
-    "sentry-trace",
-    "X-Requested-With",
-    "Cache-Control",
-)
+METHODS = sorted({method for resource in RESOURCES for method in resource.handlers})
+_TRACING = ("traceparent", "tracestate", "baggage", "sentry-trace")
+_OF_LIBRARIES = ("X-Requested-With", "Cache-Control")
+REQUEST_HEADERS = ("Authorization", "Content-Type", "X-Request-ID", *_TRACING, *_OF_LIBRARIES)
 EXPOSED_HEADERS = ("Allow", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID")
 PREFLIGHT_MAX_AGE = 600  # seconds
 PREFLIGHT_HEADER = b"access-control-request-method"
@@ -1592,6 +1568,15 @@ def new_request_id() -> bytes:
     return b"%016x" % random.getrandbits(64)
 
 
+def _log_line(scope: Scope, status: int, seconds: float, request_id: bytes) -> str:
+    client = scope.get("client") or ("-",)
+    return (
+        f"{scope['method']} {scope['raw_path'][:LOG_PATH_MAX].decode('latin-1')} {status} "
+        f"{seconds * 1e3:.1f}ms user={_quoted(scope.get('user', '-')[:USER_ID_MAX])} "
+        f"request={request_id.decode()} client={_address(client[0])}"
+    )
+
+
 class ExchangeMiddleware:
     """Request id, CORS, common headers, an answer to every error, one log line.
 
@@ -1603,11 +1588,13 @@ class ExchangeMiddleware:
     ) -> None:
         self.app = app
         self.log_line = log_line
-        self.cors: dict[bytes | None, tuple[tuple[bytes, bytes], ...]] = {
+        exposed = ", ".join(EXPOSED_HEADERS).encode()
+        self.headers: dict[bytes | None, tuple[tuple[bytes, bytes], ...]] = {
             origin.encode(): (
+                *COMMON_HEADERS,
                 (b"access-control-allow-origin", origin.encode()),
                 (b"access-control-allow-credentials", b"true"),
-                (b"access-control-expose-headers", ", ".join(EXPOSED_HEADERS).encode()),
+                (b"access-control-expose-headers", exposed),
             )
             for origin in origins
         }
@@ -1617,16 +1604,15 @@ class ExchangeMiddleware:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        status = 0
+        status, level, fault, cause = 0, logging.INFO, "", None
         asked = dict(scope["headers"])
-        origin = asked.get(b"origin")
         request_id = asked.get(b"x-request-id", b"")
         if not REQUEST_ID.fullmatch(request_id):
             request_id = new_request_id()
-        headers = [*COMMON_HEADERS, (b"x-request-id", request_id), *self.cors.get(origin, ())]
-        preflight = (
-            scope["method"] == "OPTIONS" and origin is not None and PREFLIGHT_HEADER in asked
-        )
+        common = self.headers.get(asked.get(b"origin"), COMMON_HEADERS)
+        headers = (*common, (b"x-request-id", request_id))
+        preflight = scope["method"] == "OPTIONS" and {b"origin", PREFLIGHT_HEADER} <= asked.keys()
+        app = self._preflight(asked) if preflight else self.app
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -1635,72 +1621,60 @@ class ExchangeMiddleware:
                 message["headers"] = [*message["headers"], *headers]
             await send(message)
 
-        level, fault, trace = logging.INFO, "", None
         try:
-            app = self._preflight(asked) if preflight else self.app
             await app(scope, receive, send_with_headers)
         except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 the last resort (FR-027)
-            problem, level, fault, trace = self._problem_of(exc)
-            if problem is not None and not status:
-                await problem.response()(scope, receive, send_with_headers)
+            problem, level, fault = self._problem_of(exc)
+            if problem is not None:
+                cause = problem.__cause__
+                if not status:
+                    await problem.response()(scope, receive, send_with_headers)
         if log.isEnabledFor(level):
-            client = scope.get("client") or ("-",)
-            line = (
-                f"{scope['method']} {scope['raw_path'][:LOG_PATH_MAX].decode('latin-1')} {status} "
-                f"{(time.perf_counter() - started) * 1e3:.1f}ms "
-                f"user={_quoted(scope.get('user', '-')[:USER_ID_MAX])} "
-                f"request={request_id.decode()} "
-                f"client={_address(client[0])}{fault}"
-            )
+            line = _log_line(scope, status, time.perf_counter() - started, request_id) + fault
             if level == logging.INFO and line.isprintable():
                 # By logging's own way a line costs 12 µs of CPU, so 2.
                 self.log_line(f"{log_time(time.time())} INFO {line}")
             else:
-                log.log(level, "%s", line, exc_info=trace)
+                log.log(level, "%s", line, exc_info=cause)
 
     @staticmethod
-    def _problem_of(exc: BaseException) -> tuple[Problem | None, int, str, BaseException | None]:
+    def _problem_of(exc: BaseException) -> tuple[Problem | None, int, str]:
         """What to answer to an exception, and how to log it (FR-028)."""
         match exc:
-            case Problem(reason=""):
-                return exc, logging.INFO, "", None
-            case Problem(code=code, reason=reason, status=status):
-                level = logging.ERROR if status >= 500 else logging.WARNING  # noqa: PLR2004
-                return exc, level, f" error={code}: {reason}", None
-            case ClientDisconnect():
-                return None, logging.INFO, f" {CLIENT_GONE}", None
+            case Problem():
+                problem = exc
+            case HTTPException():  # of Starlette's router
+                problem = Problem("NOT_FOUND")
             case asyncio.CancelledError(args=args) if CLIENT_GONE in args:
-                return None, logging.INFO, f" {CLIENT_GONE}", None
+                return None, logging.INFO, f" {CLIENT_GONE}"
             case asyncio.CancelledError():
-                fault = " error=INTERNAL_ERROR: cut short by the shutdown"
-                return Problem("INTERNAL_ERROR"), logging.ERROR, fault, None
+                problem = Problem("INTERNAL_ERROR", "cut short by the shutdown")
             case _:
-                return Problem("INTERNAL_ERROR"), logging.ERROR, " error=INTERNAL_ERROR", exc
+                problem = Problem("INTERNAL_ERROR", type(exc).__name__)
+                problem.__cause__ = exc
+        if not problem.reason:
+            return problem, logging.INFO, ""
+        level = logging.ERROR if problem.status >= 500 else logging.WARNING  # noqa: PLR2004
+        return problem, level, f" error={problem.code}: {problem.reason}"
 
     def _preflight(self, asked: Mapping[bytes, bytes]) -> Response:
         """Answer by the Fetch standard; needs no token (FR-033)."""
-        method = asked[PREFLIGHT_HEADER].decode("latin-1")
         names = asked.get(b"access-control-request-headers", b"").decode("latin-1").lower()
         known = {"", "accept", "accept-language", *(name.lower() for name in REQUEST_HEADERS)}
-        refused = [
-            what
-            for what, fine in (
-                ("origin", asked[b"origin"] in self.cors),
-                ("method", method in METHODS),
-                ("headers", known.issuperset(name.strip() for name in names.split(","))),
-            )
-            if not fine
-        ]
-        if refused:
-            raise Problem("CORS_REFUSED", detail=f"Disallowed CORS {', '.join(refused)}")
-        return Response(
-            status_code=204,
-            headers={
-                "Access-Control-Allow-Methods": ", ".join(METHODS),
-                "Access-Control-Allow-Headers": ", ".join(REQUEST_HEADERS),
-                "Access-Control-Max-Age": str(PREFLIGHT_MAX_AGE),
-            },
-        )
+        allowed = {
+            "origin": asked[b"origin"] in self.headers,
+            "method": asked[PREFLIGHT_HEADER].decode("latin-1") in METHODS,
+            "headers": known.issuperset(name.strip() for name in names.split(",")),
+        }
+        if refused := [what for what, fine in allowed.items() if not fine]:
+            detail = f"Disallowed CORS {', '.join(refused)}"
+            return Problem("CORS_REFUSED", detail=detail).response()
+        headers = {
+            "Access-Control-Allow-Methods": ", ".join(METHODS),
+            "Access-Control-Allow-Headers": ", ".join(REQUEST_HEADERS),
+            "Access-Control-Max-Age": str(PREFLIGHT_MAX_AGE),
+        }
+        return Response(status_code=204, headers=headers)
 
 
 class AuthenticationMiddleware:
@@ -1727,62 +1701,42 @@ def end_with_parent(sentinel: int) -> None:
     signal.raise_signal(signal.SIGTERM)
 
 
+@asynccontextmanager
+async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    """What one process has open while it serves."""
+    await app.state.database.open()
+    if parent := multiprocessing.parent_process():
+        # A worker whose supervisor was killed would serve old code, and keep the port.
+        asyncio.get_running_loop().add_reader(parent.sentinel, end_with_parent, parent.sentinel)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the supervisor ends its workers
+    # What is imported by now stays: walking it would stop all requests for 40 ms at a time.
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    except asyncio.CancelledError:
+        pass  # by a second Ctrl-C, which waits for nothing
+    finally:
+        with suppress(asyncio.CancelledError):
+            await app.state.database.close()
+        log.handlers[0].flush()
+
+
 def create_app(settings: Settings) -> Starlette:
     """App of these settings. Its lifespan opens the database, and starts while that is away."""
     if not log.handlers:
         configure_logging(settings.log_level)
-    database = Database(settings)
-
-    @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        names = ", ".join(sorted(settings.model_fields_set)).upper() or "none"
-        log.info("settings from the environment: %s", names)
-        await database.open()
-        if parent := multiprocessing.parent_process():
-            # A worker whose supervisor was killed would serve old code, and keep the port.
-            asyncio.get_running_loop().add_reader(parent.sentinel, end_with_parent, parent.sentinel)
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the supervisor ends its workers
-        # What is imported by now stays: the collector need not walk it again and again.
-        gc.collect()
-        gc.freeze()
-        try:
-            yield
-        except asyncio.CancelledError:
-            pass  # by a second Ctrl-C, which waits for nothing
-        finally:
-            with suppress(asyncio.CancelledError):
-                await database.close()
-            log.handlers[0].flush()
-
-    routes = [
-        Route("/api/{user_id:segment}/tasks", Endpoint(GET=list_tasks, POST=create_task)),
-        Route(
-            "/api/{user_id:segment}/tasks/{id}",
-            Endpoint(GET=get_task, PUT=update_task, DELETE=delete_task),
-        ),
-        Route("/api/{user_id:segment}/tasks/{id}/complete", Endpoint(PATCH=toggle_task)),
-        Route("/healthz", Endpoint(GET=healthz)),
-        Route("/readyz", Endpoint(GET=readyz)),
-        *contract_routes(),
-    ]
-    for route in routes:
-        # Starlette's own end in $, which lets a line end pass.
-        route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$") + r"\Z")
-    app = Starlette(
-        routes=routes,
-        middleware=[
-            Middleware(
-                ExchangeMiddleware,
-                origins=settings.allowed_origins,
-                log_line=cast("LogHandler", log.handlers[0]).write,
-            ),
-            Middleware(AuthenticationMiddleware, tokens=Tokens(settings)),
-        ],
-        exception_handlers={HTTPException: no_such_path},
-        lifespan=lifespan,
-    )
+    names = ", ".join(sorted(settings.model_fields_set)).upper() or "none"
+    log.info("settings from the environment: %s", names)
+    app = Starlette(routes=[*RESOURCES, *contract_resources()], lifespan=lifespan)
     app.router.redirect_slashes = False
-    app.state.database = database
+    app.state.database = Database(settings)
+    # In place of Starlette's own stack: its two layers for exceptions have nothing left to do.
+    app.middleware_stack = ExchangeMiddleware(
+        AuthenticationMiddleware(app.router, Tokens(settings)),
+        settings.allowed_origins,
+        cast("LogHandler", log.handlers[0]).write,
+    )
     return app
 
 
@@ -1802,7 +1756,8 @@ SHUTDOWN_GRACE = 10  # seconds of a shutdown for what is in flight
 class CorkedTransport:
     """Transport that sends what is written in one turn of the event loop at once.
 
-    uvicorn writes head and body apart, which would wake the client twice.
+    uvicorn writes head and body apart, which would wake the client twice. It also writes to a
+    transport that is closed already: that is dropped.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -1851,16 +1806,20 @@ class Protocol(HttpToolsProtocol):
     for a reader of its answer.
     """
 
+    unread_in_all: ClassVar[int] = 0  # bytes of all connections, each as of its last tick
+
     unparsed = b""  # bytes behind requests that are queued
-    received = 0  # bytes of the incomplete request
+    received = 0  # bytes of the incomplete request; 0 if there is none
+    limit = HEAD_MAX  # of that: HEAD_MAX in a head, REQUEST_MAX behind it
     answering: RequestResponseCycle | None = None
-    task: asyncio.Task[None] | None = None  # of that cycle
+    task: asyncio.Task[None]  # of that cycle
     keep_alive = True  # whether the connection stays open once a body that was expected has come
     refusal = ""  # error code of what is no request; nothing more is read
     draining = False  # the server shuts down
+    unread = 0  # bytes of answers, as of the last tick
     turn = (0, 0.0)  # bytes that the client has read, and the limit of what it is to do now
     turn_began = 0.0
-    ticker: asyncio.TimerHandle | None = None
+    ticker: asyncio.TimerHandle
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.corked = CorkedTransport(cast("asyncio.Transport", transport), self.loop)
@@ -1872,34 +1831,32 @@ class Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.pipeline.clear()
-        if self.ticker is not None:
-            self.ticker.cancel()
-        if self.answering is not None and self.task is not None:
+        self.ticker.cancel()
+        Protocol.unread_in_all -= self.unread
+        if self.answering is not None:
             self.answering.disconnected = True
             self.task.cancel(CLIENT_GONE)
 
     def _tick(self) -> None:
         """Drop a client that is slow to send its request, to read its answer, or to come back."""
         unread = self.corked.get_write_buffer_size()
+        Protocol.unread_in_all += unread - self.unread
+        self.unread = unread
         cycle = self.answering
         limit = REQUEST_TIME
-        if cycle is not None and not cycle.more_body and not unread:
-            if not cycle.response_complete:
+        if cycle is not None and not unread:
+            if not (cycle.response_complete or cycle.more_body):
                 limit = math.inf  # it waits for us
-            elif not self.received and not self._in_head():
+            elif not self.received:
                 limit = KEEP_ALIVE
         turn = (self.corked.sent - unread, limit)
         now = self.loop.time()
         if turn != self.turn:
             self.turn, self.turn_began = turn, now
-        elif now - self.turn_began > limit or (unread and self._unread_in_all() > UNREAD_MAX):
+        elif now - self.turn_began > limit or (unread and self.unread_in_all > UNREAD_MAX):
             self.transport.abort()
             return
         self.ticker = self.loop.call_later(TICK, self._tick)
-
-    def _unread_in_all(self) -> int:
-        protocols = cast("set[Protocol]", self.connections)
-        return sum(each.corked.get_write_buffer_size() for each in protocols)
 
     def data_received(self, data: bytes) -> None:
         if not self.refusal:
@@ -1908,9 +1865,8 @@ class Protocol(HttpToolsProtocol):
 
     def _parse(self) -> None:
         """Parse what has come, until a request has to wait for the answers of those before it."""
-        while self.unparsed and not (self.pipeline or self.refusal):
-            limit = HEAD_MAX if self._in_head() else REQUEST_MAX
-            piece = self.unparsed[: min(PIECE, limit - self.received)]
+        while self.unparsed and not self.pipeline:
+            piece = self.unparsed[: min(PIECE, self.limit - self.received)]
             self.unparsed = self.unparsed[len(piece) :]
             self.received += len(piece)
             try:
@@ -1918,16 +1874,14 @@ class Protocol(HttpToolsProtocol):
             except httptools.HttpParserError:
                 self._refuse("BAD_REQUEST")
                 return
-            if self._in_head() and self.received >= HEAD_MAX:
-                self._refuse("HEADERS_TOO_LARGE")
-            elif self.received >= REQUEST_MAX:
-                self.transport.abort()
+            if self.received >= self.limit:
+                if self.limit == REQUEST_MAX:
+                    self.transport.abort()
+                else:
+                    self._refuse("HEADERS_TOO_LARGE")
                 return
         if self.pipeline:
             self.flow.pause_reading()
-
-    def _in_head(self) -> bool:
-        return self.cycle is None or self.cycle.scope is not self.scope
 
     def _feed(self, data: bytes) -> None:
         try:
@@ -1937,13 +1891,18 @@ class Protocol(HttpToolsProtocol):
             # head: a new one parses that head without it, and then the rest.
             behind = data[upgrade.args[0] :]
             self.unparsed = behind + self.unparsed
-            self.received -= len(behind)
+            self.received = max(0, self.received - len(behind))
             version = self.parser.get_http_version().encode()
             head = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
             head += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
             self.parser = httptools.HttpRequestParser(self)
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
             self.parser.feed_data(b"\r\n".join(head) + b"\r\n\r\n")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.limit = HEAD_MAX
+        self.received = self.received or 1  # its first bytes may have counted for the one before
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -1954,6 +1913,7 @@ class Protocol(HttpToolsProtocol):
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
             raise ValueError("RFC 9112 section 3.2")
         super().on_headers_complete()
+        self.limit = REQUEST_MAX
         self.headers = cast("list[Any]", deque(maxlen=0))  # trailers are no headers of the request
         self.keep_alive = self.cycle.keep_alive = self.cycle.keep_alive and not self.draining
         if self.expect_100_continue:
@@ -1966,7 +1926,7 @@ class Protocol(HttpToolsProtocol):
         self.received = 0
         self.cycle.more_body = False
         if not self.cycle.response_started:
-            self.cycle.keep_alive = self.keep_alive and not self.draining
+            self.cycle.keep_alive = self.keep_alive
         self.cycle.message_event.set()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -1982,59 +1942,45 @@ class Protocol(HttpToolsProtocol):
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         elif self.refusal:
-            self._end()
+            self._answer_refused()
             return
         if not self.pipeline:
             self._parse()
             self.flow.resume_reading()
 
     def _refuse(self, code: str) -> None:
-        """End the connection, once the requests before have their answers."""
+        """Read nothing more; answer what is no request once those before it have their answers."""
         self.refusal = code
         self.unparsed = b""
         if self.pipeline and self.cycle.more_body:
             self.pipeline.popleft()
         cycle = self.answering
         if cycle is None or cycle.response_complete or cycle.more_body:
-            self._end()
+            self._answer_refused()
 
-    def _end(self) -> None:
+    def _answer_refused(self) -> None:
+        """Send the error, unless the app answers that request already, and close."""
         cycle = self.answering
         if not (cycle and cycle.more_body and cycle.response_started):
-            self._send_error(Problem(self.refusal))
+            problem = Problem(self.refusal)
+            response, request_id = problem.response(), new_request_id()
+            own = ((b"x-request-id", request_id), (b"connection", b"close"))
+            lines = [b"%s: %s" % each for each in (*response.raw_headers, *COMMON_HEADERS, *own)]
+            head = STATUS_LINE[problem.status] + b"\r\n".join(lines)
+            self.transport.write(head + b"\r\n\r\n" + bytes(response.body))
+            client = self.client[0] if self.client else "-"
+            line = f"- - {problem.status} request={request_id.decode()} client={client}"
+            log.warning("%s error=%s", line, problem.code)
         self.transport.close()
-
-    def _send_error(self, problem: Problem) -> None:
-        response = problem.response()
-        request_id = new_request_id()
-        headers = [
-            *response.raw_headers,
-            *COMMON_HEADERS,
-            (b"x-request-id", request_id),
-            (b"connection", b"close"),
-        ]
-        head = STATUS_LINE[problem.status] + b"".join(b"%s: %s\r\n" % header for header in headers)
-        self.transport.write(head + b"\r\n" + bytes(response.body))
-        log.warning(
-            "- - %d request=%s client=%s error=%s",
-            problem.status,
-            request_id.decode(),
-            self.client[0] if self.client else "-",
-            problem.code,
-        )
 
     def shutdown(self) -> None:
         """Finish what is in flight; a proxy may still use an idle connection for a moment."""
-        self.draining = True
+        self.draining, self.keep_alive = True, False
         if self.cycle is not None:
             self.cycle.keep_alive = False
-        self.loop.call_later(LINGER, self._close_idle)
+        self.loop.call_later(LINGER, super().shutdown)  # which closes what is idle
         # Before tasks are cancelled: one that waits for its reader would only wait once more.
         self.loop.call_later(SHUTDOWN_GRACE / 2, self._abort_unread)
-
-    def _close_idle(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
 
     def _abort_unread(self) -> None:
         if self.flow.write_paused:
