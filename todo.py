@@ -2362,10 +2362,9 @@ def dev() -> None:
     with ExitStack() as stack:
         try:
             folder.mkdir(exist_ok=True)
-            secret = folder / "better_auth_secret"
-            if not secret.exists() or not secret.read_text():
-                secret.touch(0o600)
-                secret.write_text(secrets.token_urlsafe(32))
+            with tempfile.NamedTemporaryFile("w", dir=folder) as new, suppress(FileExistsError):
+                print(secrets.token_urlsafe(32), end="", file=new, flush=True)
+                os.link(new.name, folder / "better_auth_secret")  # one of several at once wins
             loaded = load_settings(Settings, env_file=None, secrets_dir=folder)
             listener = listen(loaded)
             url = own or stack.enter_context(embedded_postgres(folder / "postgres"))
