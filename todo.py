@@ -147,10 +147,8 @@ KNOWN_SECRETS = {
     "better-auth-secret-12345678901234567890",
     "replace-me-with-the-secret-of-your-better-auth",
 }
-CONNECT_GRACE = 10.0  # seconds that start-up waits for a database that is away
 LOG_DELAY = 0.02  # seconds for which lines are gathered before they are written
 LOG_MAX = 2_000  # lines that wait for a slow reader
-LOG_PATH_MAX = 2048  # characters of a path
 LOG_GRACE = 1.0  # seconds that the end of the process waits for the reader
 
 
@@ -1540,6 +1538,7 @@ _OF_LIBRARIES = ("X-Requested-With", "Cache-Control")
 REQUEST_HEADERS = ("Authorization", "Content-Type", "X-Request-ID", *_TRACING, *_OF_LIBRARIES)
 EXPOSED_HEADERS = ("Allow", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID")
 PREFLIGHT_MAX_AGE = 600  # seconds
+LOG_PATH_MAX = 2048  # characters
 PREFLIGHT_HEADER = b"access-control-request-method"
 CLIENT_GONE = "the client went away"
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -2001,6 +2000,7 @@ class Workers(Multiprocess):
 
 # Command line.
 
+CONNECT_GRACE = 10.0  # seconds that a command waits for a database that is away, or for a lock
 DEV = Path(".todo-dev")  # where `dev` keeps all that is its own
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 OPTIONAL = "nullable, or made by the database"  # a column that is none of ours
