@@ -321,6 +321,26 @@ async def test_failed_attempts_to_connect_cost_no_connection(
     assert remembered == []
 
 
+async def test_what_waits_for_a_connection_waits_no_longer_than_what_has_one(
+    postgres: Database, make_settings: Callable[..., todo.Settings]
+) -> None:
+    url = postgres.create_database(schema=True)
+    settings = make_settings(neon_db_url=url, db_pool_size=1, db_timeout=0.3)
+    database = todo.Database(settings)
+    await database.open()
+    await database.run(todo.TABLE)
+    with psycopg.connect(url) as lock:
+        lock.execute(LOCKED_TABLE)
+        start = time.monotonic()
+        asked = (database.run(todo.LIST, owner=new_user(), owner_json="") for _ in range(12))
+        problems = await asyncio.gather(*asked, return_exceptions=True)
+        took = time.monotonic() - start
+    assert [getattr(problem, "code", problem) for problem in problems] == ["DATABASE_TIMEOUT"] * 12
+    assert 0.3 <= took < 0.6
+    await database.close()
+    postgres.drop_database(url)
+
+
 async def test_it_closes_at_whatever_moment(make_settings: Callable[..., todo.Settings]) -> None:
     """Also while connections come in: in Python 3.11 a cancelled `wait_for` may still return."""
     chance = random.Random(11)
