@@ -284,6 +284,11 @@ def served(caller: Caller) -> Callable[[], Awaitable[bool]]:
 # The network before PostgreSQL
 
 
+FATAL = b"SFATAL\0VFATAL\0C57P01\0Mterminating connection due to administrator command\0\0"
+ADMIN_SHUTDOWN = b"E" + (4 + len(FATAL)).to_bytes(4, "big") + FATAL
+READY = b"Z\0\0\0\5I"  # for the next: done and committed
+
+
 class Wire:
     """A TCP relay in front of PostgreSQL that reads along, and breaks when it is told to."""
 
@@ -294,18 +299,21 @@ class Wire:
         self.flowing = asyncio.Event()
         self.flowing.set()
         self._fault: tuple[bytes, bool, int] = (b"", False, 0)
+        self._last_word = b""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def url(self, url: str) -> str:
         """The same database through the relay, in clear so that it can be read."""
         return url.replace(f":{self.target}/", f":{self.port}/") + "?sslmode=disable"
 
-    def cut(self, marker: str, *, answered: bool, times: int = 1) -> None:
+    def cut(self, marker: str, *, answered: bool, times: int = 1, last_word: bytes = b"") -> None:
         """Break the connections of the next statements with the marker among their parameters.
 
         `answered`: only once PostgreSQL has done the work and said so; else before it hears of it.
+        The client hears the last word; with it, also the rows of an answer, but not its end.
         """
         self._fault = (marker.encode(), answered, times)
+        self._last_word = last_word
 
     def said(self, kinds: bytes, marker: str = "") -> int:
         """How many messages of these kinds the clients sent (Q, P, B, E, S, ...)."""
@@ -339,7 +347,7 @@ class Wire:
             to_client.close()
             return
         doomed = asyncio.Event()
-        upward = asyncio.create_task(self._up(from_client, to_server, doomed))
+        upward = asyncio.create_task(self._up(from_client, to_server, to_client, doomed))
         downward = asyncio.create_task(self._down(from_server, to_client, doomed))
         try:
             with suppress(asyncio.CancelledError):
@@ -351,7 +359,11 @@ class Wire:
             to_server.close()
 
     async def _up(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, doomed: asyncio.Event
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        to_client: asyncio.StreamWriter,
+        doomed: asyncio.Event,
     ) -> None:
         unread, typed = b"", False
         while data := await self._next(reader):
@@ -370,6 +382,7 @@ class Wire:
                 if times and kind in b"BQ" and marker in content:
                     self._fault = (marker, answered, times - 1)
                     if not answered:
+                        to_client.write(self._last_word)
                         return
                     doomed.set()
             writer.write(data)
@@ -383,7 +396,9 @@ class Wire:
                 writer.write(data)
                 continue
             held += data
-            if held.endswith(b"Z\0\0\0\5I"):  # ready for the next: done and committed
+            if held.endswith(READY):
+                if self._last_word:
+                    writer.write(held.removesuffix(READY) + self._last_word)
                 return
 
     async def _next(self, reader: asyncio.StreamReader) -> bytes:
