@@ -39,6 +39,7 @@ Map, each section built only on those above it:
 Where a change goes, besides its test and `openapi.yaml`:
 
     a field of a task    schema.sql; `tasks`, `_created` and `_updated`; the models and MESSAGES
+    an operation         a statement, an endpoint, RESOURCES
     an error             ERRORS, README
     a variable           Settings, .env.example, README
 """
@@ -108,7 +109,7 @@ import sqlalchemy as sa
 import uvicorn
 from psycopg import errors, pq
 from psycopg.conninfo import conninfo_to_dict
-from psycopg_pool import AsyncConnectionPool, PoolClosed
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -140,13 +141,14 @@ from uvicorn.supervisors import Multiprocess
 HERE = Path(__file__).resolve().parent
 log = logging.getLogger("todo")
 
-# Settings.
+# Settings: environment variables, StartupError and logs.
 
 # What Better Auth falls back to when nobody sets a secret, and what `.env.example` says.
 KNOWN_SECRETS = {
     "better-auth-secret-12345678901234567890",
     "replace-me-with-the-secret-of-your-better-auth",
 }
+SECRET_MIN = 32  # bytes, by the specification
 LOG_DELAY = 0.02  # seconds for which lines are gathered before they are written
 LOG_MAX = 2_000  # lines that wait for a slow reader
 LOG_GRACE = 1.0  # seconds that the end of the process waits for the reader
@@ -206,7 +208,7 @@ def _postgres_url(url: SecretStr) -> SecretStr:
 
 def _strong_secret(secret: SecretStr) -> SecretStr:
     value = secret.get_secret_value()
-    if len(value.encode()) < 32 or value in KNOWN_SECRETS:  # noqa: PLR2004 the specification's
+    if len(value.encode()) < SECRET_MIN or value in KNOWN_SECRETS:
         raise ValueError
     return secret
 
@@ -234,7 +236,7 @@ class TokenSettings(BaseSettings):
     )
 
     better_auth_secret: Annotated[SecretStr, AfterValidator(_strong_secret)] = Field(
-        description="Better Auth's own secret, of 32 bytes or more, "
+        description=f"Better Auth's own secret, of {SECRET_MIN} bytes or more, "
         "neither its public default nor the placeholder of .env.example",
     )
 
@@ -279,7 +281,7 @@ def load_settings(
         return cls(_env_file=env_file, _secrets_dir=secrets_dir)  # type: ignore[call-arg] # complete
     except (OSError, UnicodeDecodeError) as exc:
         reason = getattr(exc, "strerror", "it is not UTF-8")
-        source = env_file or secrets_dir
+        source = getattr(exc, "filename", None) or env_file or secrets_dir
         raise StartupError(f"todo.py cannot read {source} ({reason})") from None
     except ValidationError as exc:
         faults = exc.errors(include_url=False, include_context=False, include_input=False)
@@ -293,7 +295,7 @@ def load_settings(
     raise StartupError(
         "These settings are missing or not valid:\n"
         + "".join(lines.values())
-        + "Set it in the environment or in .env (.env.example explains each variable).\n"
+        + "Set them in the environment or in .env (.env.example explains each variable).\n"
         "To try the service with nothing to set: python todo.py dev"
     )
 
@@ -376,14 +378,16 @@ class LogHandler(logging.Handler):
             written.set()
 
 
-def configure_logging(level: str) -> None:
+def configure_logging(level: str) -> LogHandler:
     """Send our records, the pool's and uvicorn's warnings to stderr. Harmless when repeated."""
-    handler = LogHandler()
+    ours = (each for each in log.handlers if isinstance(each, LogHandler))
+    handler = next(ours, None) or LogHandler()
     for name in ("todo", "psycopg.pool", "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.propagate = False
         logger.setLevel(level if name == "todo" else max(logging.WARNING, getattr(logging, level)))
+    return handler
 
 
 # Schema: the table as schema.sql makes it, and every statement the service runs.
@@ -421,19 +425,21 @@ DIALECT = postgresql.dialect(paramstyle="numeric_dollar")  # type: ignore[no-unt
 class Statement(NamedTuple):
     """A statement as libpq wants it."""
 
-    name: bytes  # of its text, so that on a server connection shared by a pooler it means this text
+    name: bytes  # a hash of the text: behind a pooler another client may have prepared it
     text: bytes
     parameters: tuple[str, ...]  # what $1, $2, ... stand for
-    reads: bool  # changes nothing, so it may be repeated
-    lists: bool  # gives any number of rows, not one
+    read_only: bool  # so it may be repeated
+    many_rows: bool  # any number, not one
 
 
-def compiled(query: sa.ClauseElement, *, reads: bool = False, lists: bool = False) -> Statement:
+def compile_statement(
+    query: sa.ClauseElement, *, read_only: bool = False, many_rows: bool = False
+) -> Statement:
     """Compile once for the psycopg dialect, into what libpq takes."""
-    form = cast("SQLCompiler", query.compile(dialect=DIALECT))
-    text = str(form).encode()
+    compiled = cast("SQLCompiler", query.compile(dialect=DIALECT))
+    text = str(compiled).encode()
     name = b"todo_" + hashlib.sha256(text).hexdigest()[:32].encode()
-    return Statement(name, text, tuple(form.positiontup or ()), reads, lists)
+    return Statement(name, text, tuple(compiled.positiontup or ()), read_only, many_rows)
 
 
 def _json_text(column: sa.Column[Any]) -> Any:
@@ -472,22 +478,23 @@ _another_owners = sa.and_(_columns.id == _task, _columns.user_id != _owner)
 
 
 def _list(*conditions: Any) -> Statement:
-    # In sub-selects, or Postgres would plan anew each time (45 of 125 µs for a list of 20): where
-    # a few users have many tasks, the plan for any user looks dearer than one for this. The range,
-    # which says nothing new, looks narrow whatever the statistics say: else Postgres takes few
-    # users for a reason to walk through all tasks.
+    # PostgreSQL plans a prepared statement anew (45 of the 125 µs of a list of 20) as long as its
+    # general plan looks dearer than one for this owner, as it does where a few users have many
+    # tasks. The value of a sub-select is unknown to both plans, so the general one is kept. The
+    # range says nothing new, but looks narrow whatever the statistics say: without it, few users
+    # are a reason to scan all tasks.
     owner = sa.select(_owner).scalar_subquery()
     mine = (_columns.user_id == owner, _columns.user_id.between(owner, owner))
     query = sa.select(_body).where(*mine, *conditions).order_by(_columns.id.desc())
-    return compiled(query, reads=True, lists=True)
+    return compile_statement(query, read_only=True, many_rows=True)
 
 
-def _one(body: Any, *, reads: bool = False) -> Statement:
-    # One row, always: the task; else '' if the id is another owner's task, which tells 403 from
-    # 404. It asks for another owner, not just for the row, because a row of one's own that is
-    # deleted meanwhile is still in the statement's snapshot.
+def _one(body: Any, *, read_only: bool = False) -> Statement:
+    # Always one row: the task, '' if another owner has it (403), null if nobody has (404). The
+    # condition names another owner: one's own task that is deleted meanwhile is still in the
+    # statement's snapshot, and would look like a 403.
     another = sa.case((sa.exists().where(_another_owners), sa.literal_column("''")))
-    return compiled(sa.select(sa.func.coalesce(body, another)), reads=reads)
+    return compile_statement(sa.select(sa.func.coalesce(body, another)), read_only=read_only)
 
 
 def _changed(change: Any) -> Statement:
@@ -505,20 +512,20 @@ def _new_or_kept(name: str) -> Any:
     return sa.case((keep, _columns[name]), else_=_new(name))
 
 
-# Each gives rows of one column.
 _created = {"user_id": _owner} | {name: _new(name) for name in ("title", "description")}
 _updated = {name: _new_or_kept(name) for name in ("title", "description", "completed")}
 _toggled = {"completed": sa.not_(_columns.completed)}
 _now = {"updated_at": sa.func.clock_timestamp()}
 
+# Each gives rows of one column: a task as JSON. TABLE gives none, it only needs access.
 LIST = _list()
-LIST_BY_STATUS = _list(_columns.completed == sa.bindparam("status", type_=sa.Boolean))
-CREATE = compiled(sa.insert(tasks).values(_created).returning(_body))
-GET = _one(sa.select(_body).where(_mine).scalar_subquery(), reads=True)
+LIST_BY_COMPLETED = _list(_columns.completed == sa.bindparam("completed", type_=sa.Boolean))
+CREATE = compile_statement(sa.insert(tasks).values(_created).returning(_body))
+GET = _one(sa.select(_body).where(_mine).scalar_subquery(), read_only=True)
 UPDATE = _changed(sa.update(tasks).values(_updated | _now))
 DELETE = _changed(sa.delete(tasks))
 TOGGLE = _changed(sa.update(tasks).values(_toggled | _now))
-TABLE = compiled(sa.select(tasks).limit(sa.literal_column("0")), reads=True)
+TABLE = compile_statement(sa.select(tasks).limit(sa.literal_column("0")), read_only=True)
 
 
 # Models: request bodies, and the plain words for what can be wrong with them.
@@ -577,7 +584,7 @@ BAD_USER_ID = (
 )
 BAD_TASK_ID = f"Task id must be a whole number from 1 to {TASK_ID_MAX}"
 
-# Errors: one table from code to status and sentence, and nothing else picks a status for them.
+# Errors: one table from code to status and sentence; nothing else picks the status of an error.
 
 _UNEXPECTED = "An unexpected error occurred. Please try again later."
 _BAD_TOKEN = "Invalid or expired authentication token."  # noqa: S105 a sentence
@@ -598,7 +605,10 @@ ERRORS: dict[str, tuple[int, str]] = {
     "INTERNAL_ERROR": (500, _UNEXPECTED),
     "DATABASE_UNAVAILABLE": (500, _UNEXPECTED),
     "DATABASE_TIMEOUT": (500, "The database did not answer in time. Please try again later."),
-    "AUTH_KEYS_UNAVAILABLE": (503, "Tokens cannot be verified right now. Please try again later."),
+    "AUTH_KEYS_UNAVAILABLE": (
+        503,
+        "Tokens cannot be verified right now. Please try again later.",
+    ),
     "NOT_READY": (503, "The database cannot be reached. Please try again later."),
 }
 _HEADERS = {
@@ -621,7 +631,7 @@ class Problem(Exception):
         fields: Mapping[str, list[str]] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(code, reason)
+        super().__init__(f"{code}: {reason}" if reason else code)
         self.code = code
         self.reason = reason
         self.status, sentence = ERRORS[code]
@@ -643,7 +653,7 @@ TIME_MAX = 2**53  # seconds; a JSON number beyond is not exact
 ASYMMETRIC = ("EdDSA", "ES256", "ES512", "RS256", "PS256")
 TOKEN = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
-# A withdrawn key works for at most KEYS_MAX_AGE + MEMORY_MAX_AGE = 5 minutes while Better
+# A withdrawn key works for at most KEYS_MAX_AGE + VERIFIED_MAX_AGE = 5 minutes while Better
 # Auth answers.
 KEYS_FRESH = 60.0  # seconds before known keys are fetched anew, in the background
 KEYS_MAX_AGE = 4 * 60.0  # seconds before a request waits for that
@@ -652,8 +662,8 @@ JWKS_TIMEOUT = 2.0  # seconds
 JWKS_MAX = 256 * 1024  # bytes
 JWKS_BURST = 3  # fetches without a pause
 JWKS_PAUSE = 1.0  # seconds between fetches beyond those
-MEMORY_MAX_AGE = 60.0  # seconds that a token verified by JWKS is remembered
-MEMORY_MAX = 10_000  # tokens, of which about 300 bytes each are kept
+VERIFIED_MAX_AGE = 60.0  # seconds that a token verified by JWKS is remembered
+VERIFIED_MAX = 10_000  # tokens, of which about 300 bytes each are kept
 
 Keys = dict[tuple[str, str], jwt.PyJWK]  # by `kid` and `alg`
 
@@ -702,7 +712,7 @@ class KeySet:
     def __init__(self, url: str) -> None:
         self.url = url
         self.keys: Keys = {}
-        self.fetched = self.due = self.allowed = -math.inf  # in the loop's time
+        self.fetched_at = self.refresh_at = self.next_fetch_at = -math.inf  # in the loop's time
         self.failed = False  # whether the last fetch did
         self.fetching: asyncio.Task[None] | None = None
 
@@ -710,11 +720,11 @@ class KeySet:
         """Key of that kid and alg. Raises Problem if there is none, or that cannot be known."""
         name = kid, algorithm
         now = asyncio.get_running_loop().time()
-        if name in self.keys and now < self.due:
+        if name in self.keys and now < self.refresh_at:
             return self.keys[name]
         under_way = self.fetching is not None
         refreshed = self._refresh()
-        if name not in self.keys or now - self.fetched > KEYS_MAX_AGE:
+        if name not in self.keys or now - self.fetched_at > KEYS_MAX_AGE:
             await refreshed
         # A key is first published by the token that it signs: only a fetch that began after the
         # token came in can tell, so one that was already under way does not count.
@@ -735,20 +745,21 @@ class KeySet:
         loop = asyncio.get_running_loop()
         try:
             burst = loop.time() - (JWKS_BURST - 1) * JWKS_PAUSE
-            self.allowed = max(self.allowed + JWKS_PAUSE, burst)
-            await asyncio.sleep(self.allowed - loop.time())
+            self.next_fetch_at = max(self.next_fetch_at + JWKS_PAUSE, burst)
+            await asyncio.sleep(self.next_fetch_at - loop.time())
+            # It covers a slow resolver and TLS handshake too, unlike the deadline in the thread.
             async with asyncio.timeout(JWKS_TIMEOUT):
                 self.keys = await asyncio.to_thread(_fetch_jwks, self.url)
-            self.failed, self.fetched = False, loop.time()
-            self.due = self.fetched + KEYS_FRESH
+            self.failed, self.fetched_at = False, loop.time()
+            self.refresh_at = self.fetched_at + KEYS_FRESH
         except JWKS_FAULTS as exc:
-            self.failed, self.due = True, loop.time() + KEYS_RETRY
+            self.failed, self.refresh_at = True, loop.time() + KEYS_RETRY
             log.warning("no keys from %s: %s %s", self.url, type(exc).__name__, exc)
         finally:
             self.fetching = None
 
 
-def _json_object_of(segment: bytes) -> dict[str, Any]:
+def _decode_segment(segment: bytes) -> dict[str, Any]:
     """Object of a token's segment. Raises ValueError for doubled members, NaN or no object."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -771,12 +782,12 @@ def _unverified(token: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     if len(token) > TOKEN_MAX or not TOKEN.fullmatch(token):
         raise Problem("INVALID_TOKEN", "not a signed JWT")
     try:
-        header, claims = map(_json_object_of, token.split(b".")[:2])
+        header, claims = map(_decode_segment, token.split(b".")[:2])
     except (ValueError, RecursionError):
         raise Problem("INVALID_TOKEN", "not a signed JWT") from None
     if "crit" in header or header.get("typ", "JWT") != "JWT":
         raise Problem("INVALID_TOKEN", "not a login token by its typ or crit")
-    for name in {"exp", "nbf", "iat"} & {"exp", *claims}:
+    for name in (each for each in ("exp", "nbf", "iat") if each in {"exp", *claims}):
         # Unlike PyJWT: no text, no boolean, no number that overflows.
         if type(claims.get(name)) not in {int, float} or abs(claims[name]) > TIME_MAX:
             raise Problem("INVALID_TOKEN", f"{name} is no usable number")
@@ -799,7 +810,7 @@ def _user_of(claims: Mapping[str, Any], issuer: str | None, audience: str | None
     return user
 
 
-class Tokens:
+class TokenVerifier:
     """Verifies bearer tokens and remembers for a while whose they are."""
 
     def __init__(self, settings: Settings) -> None:
@@ -810,9 +821,9 @@ class Tokens:
         self.issuer = settings.jwt_issuer or origin
         base = settings.better_auth_url.rstrip("/")
         self.keys = KeySet(settings.jwks_url or f"{base}/api/auth/jwks")
-        self.memory: dict[bytes, tuple[str, float]] = {}
+        self.verified: dict[bytes, tuple[str, float]] = {}
 
-    async def user(self, credentials: list[bytes]) -> str:
+    async def authenticate(self, credentials: list[bytes]) -> str:
         """User id of the Authorization headers' values. Raises Problem (FR-001 to FR-004)."""
         if not credentials:
             raise Problem("AUTHENTICATION_REQUIRED", "no Authorization header")
@@ -820,7 +831,7 @@ class Tokens:
             raise Problem("INVALID_TOKEN", "several Authorization headers")
         # Verifying costs 20 to 80 µs of CPU, a look into the memory 1. It keeps no token.
         digest = hashlib.sha256(credentials[0]).digest()
-        user, until = self.memory.get(digest, ("", 0.0))
+        user, until = self.verified.get(digest, ("", 0.0))
         if time.time() < until:
             return user
         scheme, _, token = credentials[0].partition(b" ")
@@ -828,9 +839,9 @@ class Tokens:
         if scheme.lower() != b"bearer" or not token:
             raise Problem("AUTHENTICATION_REQUIRED", "no bearer token")
         user, until = await self._verify(token)
-        if len(self.memory) >= MEMORY_MAX:
-            del self.memory[next(iter(self.memory))]
-        self.memory[digest] = (user, until)
+        if len(self.verified) >= VERIFIED_MAX:
+            del self.verified[next(iter(self.verified))]
+        self.verified[digest] = (user, until)
         return user
 
     async def _verify(self, token: bytes) -> tuple[str, float]:
@@ -843,7 +854,7 @@ class Tokens:
             issuer, audience = self.shared_issuer, self.audience if "aud" in claims else None
         elif algorithm in ASYMMETRIC and isinstance(kid, str):
             key = await self.keys.find(kid, algorithm)
-            until = min(claims["exp"], time.time() + MEMORY_MAX_AGE)
+            until = min(claims["exp"], time.time() + VERIFIED_MAX_AGE)
             issuer, audience = self.issuer, self.audience
         else:
             raise Problem("INVALID_TOKEN", "algorithm not accepted, or without a kid")
@@ -861,7 +872,7 @@ class Tokens:
 # Connections: batches of queries by libpq's own asynchronous calls, one round trip each.
 
 KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}  # seconds
-OUTAGE_PAUSE = 0.25  # seconds between attempts to connect while the database is away
+RECONNECT_PAUSE = 0.25  # seconds between attempts to connect while the database is away
 
 # PostgreSQL's errors by SQLSTATE, as psycopg names them; some are raised here in its place.
 ConnectionLost = errors.ConnectionFailure
@@ -883,12 +894,9 @@ def connection_options(settings: Settings) -> dict[str, Any]:
 
 
 def _error_of(result: pq.abc.PGresult) -> psycopg.Error:
-    """Error of a result, with the primary message alone: the whole one may quote SQL."""
-    sqlstate = (result.error_field(pq.DiagnosticField.SQLSTATE) or b"").decode()
-    message = result.error_field(pq.DiagnosticField.MESSAGE_PRIMARY) or b""
-    with suppress(KeyError):
-        return errors.lookup(sqlstate)(message.decode(errors="replace"))
-    return psycopg.DatabaseError(f"{sqlstate} {message.decode(errors='replace')}")
+    """Error of a result, with the primary message alone: the whole text may quote SQL."""
+    error = errors.error_from_result(result)
+    return type(error)(error.diag.message_primary or error.diag.sqlstate or "no message")
 
 
 class Query:
@@ -903,7 +911,7 @@ class Query:
         self.owner = values.get("owner")
         self.deadline = deadline  # in the loop's time
         self.prepare = True
-        self.shares = False  # a round trip with other reads
+        self.batched = False  # a round trip with other reads
         self.lost = False  # whether it has lost a connection
         self.start()
 
@@ -912,8 +920,8 @@ class Query:
         self.error: psycopg.Error | None = None
         self.rows: asyncio.Future[list[bytes | None]] = asyncio.get_running_loop().create_future()
 
-    def finish(self, error: psycopg.Error | None = None) -> None:
-        """Set the first column of the rows, or the error, unless the client has gone."""
+    def resolve(self, error: psycopg.Error | None = None) -> None:
+        """Set the first column of the rows, or the error, unless client or deadline were first."""
         result, self.result = self.result, None  # which the traceback of an error would keep
         if self.rows.done():
             return
@@ -934,7 +942,7 @@ class Connection(psycopg.AsyncConnection[Any]):
 
     queries: Sequence[Query] = ()  # under way
     used = 0.0  # when last, in the loop's time
-    listening = False  # if not, it must not be used again
+    reading = False  # if not, it must not be used again
 
     @classmethod
     async def connect(  # type: ignore[override] # only the pool calls it
@@ -946,11 +954,11 @@ class Connection(psycopg.AsyncConnection[Any]):
                 return await super().connect(conninfo, **options)
             except psycopg.Error as exc:
                 failed(exc)
-            await asyncio.sleep(OUTAGE_PAUSE)
+            await asyncio.sleep(RECONNECT_PAUSE)
 
-    def listen(self, finished: Callable[[Connection, Sequence[Query]], None]) -> None:
+    def start_reading(self, finished: Callable[[Connection, Sequence[Query]], None]) -> None:
         """Begin to read what the server sends; `finished` is called when queries are over."""
-        self.finished = finished
+        self.batch_ended = finished
         self.released = asyncio.Event()
         self.prepared: set[bytes] = set()
         self.results: deque[tuple[Query, bool]] = deque()  # to come; whether of a preparation
@@ -959,26 +967,26 @@ class Connection(psycopg.AsyncConnection[Any]):
         self.descriptor = self.pgconn.socket
         self.poll = select.poll()
         self.poll.register(self.descriptor, select.POLLIN)
-        self.listening = True
+        self.reading = True
         asyncio.get_running_loop().add_reader(self.descriptor, self._readable)
 
-    def stop_listening(self) -> None:
+    def stop_reading(self) -> None:
         """Stop before the descriptor is closed, for it may be given to somebody else."""
-        if self.listening:
-            self.listening = False
+        if self.reading:
+            self.reading = False
             loop = asyncio.get_running_loop()
             loop.remove_reader(self.descriptor)
             loop.remove_writer(self.descriptor)
 
     async def close(self) -> None:
-        self.stop_listening()
+        self.stop_reading()
         await super().close()
 
     def usable(self) -> bool:
         """Whether the server is still there: to an idle connection it speaks only to end it."""
         # One that was used in this turn of the loop need not be asked.
         in_use = self.used == asyncio.get_running_loop().time()
-        return self.listening and (in_use or not self.poll.poll(0))
+        return self.reading and (in_use or not self.poll.poll(0))
 
     def send(self, queries: Sequence[Query]) -> None:
         """Send a batch, as one transaction: one write, or reads."""
@@ -996,34 +1004,39 @@ class Connection(psycopg.AsyncConnection[Any]):
                     self.pgconn.send_query_prepared(statement.name, query.arguments)
                 self.results.append((query, False))
             self.pgconn.pipeline_sync()
-            self._flush()
         except psycopg.Error as exc:
             self._lose(exc)
+        else:
+            self._flush()
 
     def _flush(self) -> None:
         loop = asyncio.get_running_loop()
-        if self.pgconn.flush():
-            loop.add_writer(self.descriptor, self._flush)
-        else:
-            loop.remove_writer(self.descriptor)
+        try:
+            if self.pgconn.flush():
+                loop.add_writer(self.descriptor, self._flush)
+            else:
+                loop.remove_writer(self.descriptor)
+        except psycopg.Error as exc:
+            self._lose(exc)
 
     def _readable(self) -> None:
         try:
             self.pgconn.consume_input()
             if not self.queries:
                 raise psycopg.OperationalError("closed by the server while idle")
-            results = 1
-            while results and not self.pgconn.is_busy():
-                # Results are separated by one None; after the last come only Nones.
+            separated = True  # by None from the result before; another None means: no more yet
+            while not self.pgconn.is_busy():
                 result = self.pgconn.get_result()
                 if result is None:
-                    results -= 1
+                    if separated:
+                        break
+                    separated = True
                 elif result.status == pq.ExecStatus.PIPELINE_SYNC:
-                    # Not before: of a write the server sends the row first, and commits then.
-                    self._finish()
-                    return
+                    # Not before: the row of a write arrives before its commit.
+                    self._end_batch()
+                    break
                 else:
-                    results = 2
+                    separated = False
                     self._take(result)
         except psycopg.Error as exc:
             self._lose(exc)
@@ -1042,29 +1055,29 @@ class Connection(psycopg.AsyncConnection[Any]):
             query.result = result
 
     def _lose(self, exc: psycopg.Error) -> None:
-        self.stop_listening()
+        self.stop_reading()
         self.pgconn.finish()
         for query in self.queries:
             # With AdminShutdown in place of the rows, which go out before the commit, the server
             # says that it rolled back. Poolers have other codes for servers that they lost.
             if query.result or not isinstance(query.error, errors.AdminShutdown):
                 query.error = ConnectionLost(str(query.error or exc))
-        self._finish()
+        self._end_batch()
 
     def abandon(self, now: float) -> None:
         """Leave a batch that takes too long; those who have time left go into another."""
-        self.stop_listening()
+        self.stop_reading()
         for query in self.queries:
             query.error = TimedOut("no answer in time") if query.deadline <= now else BatchAborted()
-        self._finish()
+        self._end_batch()
 
-    def _finish(self) -> None:
+    def _end_batch(self) -> None:
         queries, self.queries = self.queries, ()
         self.results.clear()
         self.used = asyncio.get_running_loop().time()
         if any(isinstance(query.error, PlanOutdated) for query in queries):
-            self.stop_listening()
-        self.finished(self, queries)
+            self.stop_reading()  # its prepared statements are for the table as it was
+        self.batch_ended(self, queries)
 
 
 # Storage: which query goes next, and what is repeated.
@@ -1074,7 +1087,7 @@ BATCH_PAUSE = 0.002  # seconds that reads wait for those under way, to go out to
 SHORT_LIST = 200  # rows; nobody else waits behind a list that may be longer
 SHORT_LISTS_MAX = 10_000  # owners whose last list is known to be short
 IDLE_TIME = 1.0  # seconds that a connection without queries stays out of the pool
-TICK_TIME = 0.05  # seconds between two looks at deadlines and idle connections
+DEADLINE_INTERVAL = 0.05  # seconds between two looks at deadlines and idle connections
 CONFLICT_PAUSE = 0.02  # seconds at most before a query that was rolled back is repeated
 FOREVER = 24 * 3600.0  # seconds
 
@@ -1088,9 +1101,9 @@ DATABASE_PROBLEMS: dict[type[BaseException], str] = {
     **dict.fromkeys((TimedOut, BatchAborted, *ROLLED_BACK), "DATABASE_TIMEOUT"),
 }
 
-# glibc alone gives the small pieces of a long list's rows back to the system: 200 MiB after eight
-# lists of 25 MB at once, within 30 ms.
-malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", id)
+# Rows of long lists are freed in small pieces, which only glibc's malloc_trim returns to the
+# system: 200 MiB after eight lists of 25 MB, within 30 ms. Other C libraries do without.
+malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)
 
 
 class Database:
@@ -1101,13 +1114,13 @@ class Database:
     `Connection.send` sends it with one sync, `_readable` takes the results, and with the sync's
     answer `run` gets the rows, or an error: it repeats what is known to be undone, and makes a
     Problem of the rest. `_hold` takes a connection out of the pool, and gives it back once it is
-    lost or was idle for a second; the pool replaces a lost one. `_tick` ends what is past its
-    deadline, waiting or on its way.
+    lost or was idle for a second; the pool replaces a lost one. `_enforce_deadlines` ends what is
+    past its deadline, waiting or under way.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.size = settings.db_pool_size
-        self.share = max(1, self.size // 2)  # connections of one owner
+        self.owner_limit = max(1, self.size // 2)  # connections of one owner
         self.timeout = settings.db_timeout
         self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             settings.neon_db_url.get_secret_value(),
@@ -1118,11 +1131,11 @@ class Database:
             max_size=self.size,
             open=False,
         )
-        self.single: deque[Query] = deque()  # waiting: writes, and lists that may be long
+        self.unbatched: deque[Query] = deque()  # waiting: writes, and lists that may be long
         self.reads: deque[Query] = deque()  # waiting: those that share a round trip
         self.active: Counter[Any] = Counter()  # queries that wait there or are under way, by owner
-        self.later: dict[Any, deque[Query]] = {}  # those beyond the share of their owner
-        self.short_lists: set[Any] = set()  # owners whose last one was
+        self.over_limit: dict[Any, deque[Query]] = {}  # those beyond the share of their owner
+        self.short_list_owners: set[Any] = set()  # owners whose last one was
         self.tasks: set[asyncio.Task[None]] = set()  # of `_hold`, one for each connection
         self.connections: set[Connection] = set()  # out of the pool
         self.idle: list[Connection] = []
@@ -1136,11 +1149,25 @@ class Database:
         await self.pool.open()
 
     async def close(self) -> None:
+        """Close the pool. What waits or is under way fails."""
         self.closing = True
-        for connection in self.connections:
-            connection.released.set()
+        for connection in list(self.connections):
+            connection.abandon(math.inf)
+        self._fail_waiting(psycopg.OperationalError("the service stops"))
         await self.pool.close()
         await asyncio.gather(*self.tasks)
+
+    def _waiting(self) -> Iterator[Query]:
+        return itertools.chain(self.unbatched, self.reads, *self.over_limit.values())
+
+    def _fail_waiting(self, exc: psycopg.Error) -> None:
+        """Fail what waits, and what comes until there is a connection again."""
+        self.unreachable = exc
+        waiting = list(self._waiting())
+        for queries in (self.unbatched, self.reads, self.over_limit, self.active):
+            queries.clear()
+        for query in waiting:
+            query.resolve(ConnectionLost(str(exc)))
 
     async def run(
         self, statement: Statement, **values: str | int | bool | None
@@ -1155,12 +1182,12 @@ class Database:
             if self.unreachable:
                 raise Problem("DATABASE_UNAVAILABLE", str(self.unreachable))
             query.prepare = query.prepare and self.prepare
-            if self.active[query.owner] < self.share:
+            if self.active[query.owner] < self.owner_limit:
                 self.active[query.owner] += 1
                 self._enqueue(query)
                 self._dispatch()
             else:
-                self.later.setdefault(query.owner, deque()).append(query)
+                self.over_limit.setdefault(query.owner, deque()).append(query)
             try:
                 return await query.rows
             except psycopg.Error as error:
@@ -1177,7 +1204,7 @@ class Database:
             return False
         if isinstance(error, ConnectionLost | errors.AdminShutdown) and not query.lost:
             query.lost = True
-            return query.statement.reads or isinstance(error, errors.AdminShutdown)
+            return query.statement.read_only or isinstance(error, errors.AdminShutdown)
         if isinstance(error, (*NOT_PREPARED, PlanOutdated)) and query.prepare:
             query.prepare = False
             if self.prepare and isinstance(error, NOT_PREPARED):
@@ -1190,17 +1217,19 @@ class Database:
     def _enqueue(self, query: Query) -> None:
         """Let a query wait for a connection: of its own, or one that reads share."""
         statement = query.statement
-        query.shares = statement.reads and (not statement.lists or query.owner in self.short_lists)
-        (self.reads if query.shares else self.single).append(query)
+        query.batched = statement.read_only and (
+            not statement.many_rows or query.owner in self.short_list_owners
+        )
+        (self.reads if query.batched else self.unbatched).append(query)
 
     def _leave(self, query: Query, error: psycopg.Error | None = None) -> None:
         """Finish a query; the next one of its owner takes its place."""
-        query.finish(error)
+        query.resolve(error)
         owner = query.owner
-        while later := self.later.get(owner):
+        while later := self.over_limit.get(owner):
             following = later.popleft()
             if not later:
-                del self.later[owner]
+                del self.over_limit[owner]
             if not following.rows.done():
                 self._enqueue(following)
                 return
@@ -1209,8 +1238,8 @@ class Database:
             del self.active[owner]
 
     def _dispatch(self) -> None:
-        """Give idle connections what waits, but for those whose client has gone."""
-        while self.single or self.reads:
+        """Send what waits, on idle connections; leave out what client or deadline has ended."""
+        while self.unbatched or self.reads:
             while self.idle and not self.idle[-1].usable():
                 self._release(self.idle[-1])
             if not self.idle:
@@ -1232,7 +1261,7 @@ class Database:
         """
         loop = asyncio.get_running_loop()
         pause = len(self.reads) < BATCH_MAX and loop.time() < self.pause_until
-        single, reads = self.single, self.reads
+        single, reads = self.unbatched, self.reads
         if single and (pause or not reads or single[0].deadline <= reads[0].deadline):
             return [single.popleft()]
         if pause:
@@ -1242,17 +1271,19 @@ class Database:
         loop.call_later(BATCH_PAUSE + 0.001, self._dispatch)
         return [reads.popleft() for _ in range(min(len(reads), BATCH_MAX))]
 
-    def _finished(self, connection: Connection, queries: Sequence[Query]) -> None:
+    def _batch_ended(self, connection: Connection, queries: Sequence[Query]) -> None:
         for query in queries:
-            if query.statement.lists and query.result:
+            if query.statement.many_rows and query.result:
                 short = query.result.ntuples <= SHORT_LIST
-                (self.short_lists.add if short else self.short_lists.discard)(query.owner)
-                if len(self.short_lists) > SHORT_LISTS_MAX:
-                    self.short_lists.clear()
-            if query.shares:
+                (self.short_list_owners.add if short else self.short_list_owners.discard)(
+                    query.owner
+                )
+                if len(self.short_list_owners) > SHORT_LISTS_MAX:
+                    self.short_list_owners.clear()
+            if query.batched:
                 self.pause_until = 0.0
             self._leave(query)
-        if connection.listening:
+        if connection.reading:
             self.idle.append(connection)
         else:
             self._release(connection)
@@ -1269,7 +1300,7 @@ class Database:
             self.tasks.add(task)
             task.add_done_callback(self._held)
             if self.ticker is None:
-                self._tick()
+                self._enforce_deadlines()
 
     def _held(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
@@ -1280,55 +1311,54 @@ class Database:
         try:
             # Without an end: the pool keeps a place in its queue for each that gave up.
             connection = await self.pool.getconn(timeout=FOREVER)
-        except PoolClosed:
+        except (PoolClosed, PoolTimeout):
             return
-        if connection.usable() and not self.closing:
-            self.unreachable = None
-            self.connections.add(connection)
-            connection.released.clear()
-            connection.used = asyncio.get_running_loop().time()
-            self._finished(connection, ())
-            await connection.released.wait()
-            self.connections.discard(connection)
-            if connection.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
-                with suppress(psycopg.Error):
-                    await connection.cancel_safe(timeout=1.0)
-        if not connection.usable():
-            await connection.close()  # the pool makes another
-        await self.pool.putconn(connection)
-        malloc_trim(0)
+        try:
+            if connection.usable() and not self.closing:
+                self.unreachable = None  # also here: it may have been one of the pool's own
+                self.connections.add(connection)
+                connection.released.clear()
+                connection.used = asyncio.get_running_loop().time()
+                self.idle.append(connection)
+                self._dispatch()
+                await connection.released.wait()
+                self.connections.discard(connection)
+                if connection.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+                    with suppress(psycopg.Error):
+                        await connection.cancel_safe(timeout=1.0)
+            if not connection.usable():
+                await connection.close()  # the pool makes another
+        finally:
+            await self.pool.putconn(connection)
+            malloc_trim(0)
 
-    def _tick(self) -> None:
+    def _enforce_deadlines(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for query in itertools.chain(self.single, self.reads, *self.later.values()):
+        for query in self._waiting():
             if query.deadline <= now:
-                query.finish(TimedOut("no answer in time"))  # and it is left out at its turn
+                query.resolve(TimedOut("no answer in time"))  # and it is left out at its turn
         for connection in list(self.connections):
             if any(query.deadline <= now for query in connection.queries):
                 connection.abandon(now)
             elif not connection.queries and now - connection.used > IDLE_TIME:
                 self._release(connection)
-        self.ticker = loop.call_later(TICK_TIME, self._tick) if self.tasks else None
+        self.ticker = (
+            loop.call_later(DEADLINE_INTERVAL, self._enforce_deadlines) if self.tasks else None
+        )
 
     async def _configure(self, connection: Connection) -> None:
-        connection.listen(self._finished)
+        connection.start_reading(self._batch_ended)
         self.unreachable = None
 
     def _connect_failed(self, exc: psycopg.Error) -> None:
-        """Fail what waits, if there is no other connection."""
+        """Fail what waits, unless there is another connection. Raises the error during a close."""
         if self.closing:
-            raise exc
-        if self.connections or self.pool.get_stats()["pool_available"]:
-            return
-        if self.unreachable is None:
-            log.warning("the database cannot be reached: %s", " ".join(str(exc).split()))
-        self.unreachable = exc
-        waiting = [*self.single, *self.reads, *itertools.chain(*self.later.values())]
-        for queue in (self.single, self.reads, self.later, self.active):
-            queue.clear()
-        for query in waiting:
-            query.finish(ConnectionLost("the database cannot be reached"))
+            raise exc  # ends the loop of Connection.connect
+        if not (self.connections or self.pool.get_stats()["pool_available"]):
+            if self.unreachable is None:
+                log.warning("the database cannot be reached: %s", " ".join(str(exc).split()))
+            self._fail_waiting(exc)
 
 
 # Endpoints: section 4 of the design says which check comes before which.
@@ -1366,8 +1396,8 @@ class Resource(BaseRoute):
         await handler(scope, receive, send)
 
 
-def path_of(request: Request) -> dict[str, Any]:
-    """Checked path: the owner, and the task where there is one. Raises Problem (FR-005)."""
+def path_values(request: Request) -> dict[str, Any]:
+    """Owner and task of the path, checked, for a statement. Raises Problem (FR-005)."""
     path = request.path_params
     owner, task = path["user_id"], path.get("id")
     fields = {}
@@ -1397,7 +1427,7 @@ def parse_body(model: type[SomeTask], body: bytes) -> SomeTask:
     fields: dict[str, list[str]] = {}
     for fault in faults:
         field = str(fault["loc"][0]) if fault["loc"] else "body"
-        absent = field == "title" and fault["input"] is None
+        absent = field == "title" and fault["input"] is None  # null too
         message = MESSAGES[field]["missing" if absent else fault["type"]]
         fields.setdefault(field, []).append(message)
     raise Problem("VALIDATION_ERROR", fields=fields)
@@ -1426,22 +1456,22 @@ def task_response(rows: list[bytes | None]) -> Response:
 
 
 async def list_tasks(request: Request) -> Response:
-    path = path_of(request)
-    wanted = request.query_params.getlist("completed") if request.scope["query_string"] else []
-    if not wanted:
-        rows = await request.app.state.database.run(LIST, **path)
-    elif wanted in (["true"], ["false"]):
-        rows = await request.app.state.database.run(
-            LIST_BY_STATUS, status=wanted[0] == "true", **path
-        )
-    else:
-        message = MESSAGES["completed"]["bool_type"]
-        raise Problem("VALIDATION_ERROR", fields={"completed": [message]})
+    path = path_values(request)
+    run = request.app.state.database.run
+    # Without a query there is nothing to parse, which costs 4 µs.
+    match request.query_params.getlist("completed") if request.scope["query_string"] else []:
+        case []:
+            rows = await run(LIST, **path)
+        case ["true" | "false" as completed]:
+            rows = await run(LIST_BY_COMPLETED, completed=completed == "true", **path)
+        case _:
+            message = MESSAGES["completed"]["bool_type"]
+            raise Problem("VALIDATION_ERROR", fields={"completed": [message]})
     return json_response(b"[" + b",".join(rows) + b"]")
 
 
 async def create_task(request: Request) -> Response:
-    path = path_of(request)
+    path = path_values(request)
     new = await body_of(request, NewTask)
     [body] = await request.app.state.database.run(CREATE, **new.values(), **path)
     location = f"/api/{quote(path['owner'], safe='')}/tasks/{from_json(body)['id']}"
@@ -1449,22 +1479,22 @@ async def create_task(request: Request) -> Response:
 
 
 async def get_task(request: Request) -> Response:
-    return task_response(await request.app.state.database.run(GET, **path_of(request)))
+    return task_response(await request.app.state.database.run(GET, **path_values(request)))
 
 
 async def update_task(request: Request) -> Response:
-    path = path_of(request)
+    path = path_values(request)
     new = await body_of(request, TaskUpdate)
     return task_response(await request.app.state.database.run(UPDATE, **new.values(), **path))
 
 
 async def delete_task(request: Request) -> Response:
-    task_response(await request.app.state.database.run(DELETE, **path_of(request)))
+    task_response(await request.app.state.database.run(DELETE, **path_values(request)))
     return Response(status_code=204)
 
 
 async def toggle_task(request: Request) -> Response:
-    return task_response(await request.app.state.database.run(TOGGLE, **path_of(request)))
+    return task_response(await request.app.state.database.run(TOGGLE, **path_values(request)))
 
 
 async def readyz(request: Request) -> Response:
@@ -1540,7 +1570,7 @@ EXPOSED_HEADERS = ("Allow", "Location", "Retry-After", "WWW-Authenticate", "X-Re
 PREFLIGHT_MAX_AGE = 600  # seconds
 LOG_PATH_MAX = 2048  # characters
 PREFLIGHT_HEADER = b"access-control-request-method"
-CLIENT_GONE = "the client went away"
+CLIENT_DISCONNECTED = "the client disconnected"
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 COMMON_HEADERS = (
     (b"cache-control", b"no-store"),
@@ -1580,7 +1610,7 @@ def _log_line(scope: Scope, status: int, seconds: float, request_id: bytes) -> s
 class ExchangeMiddleware:
     """Request id, CORS, common headers, an answer to every error, one log line.
 
-    Outside of all that is ours, so that an error's answer has every header too.
+    Outermost, so that the answer to an error has every header too.
     """
 
     def __init__(
@@ -1605,14 +1635,16 @@ class ExchangeMiddleware:
             return
         started = time.perf_counter()
         status, level, fault, cause = 0, logging.INFO, "", None
-        asked = dict(scope["headers"])
-        request_id = asked.get(b"x-request-id", b"")
+        request_headers = dict(scope["headers"])
+        request_id = request_headers.get(b"x-request-id", b"")
         if not REQUEST_ID.fullmatch(request_id):
             request_id = new_request_id()
-        common = self.headers.get(asked.get(b"origin"), COMMON_HEADERS)
+        common = self.headers.get(request_headers.get(b"origin"), COMMON_HEADERS)
         headers = (*common, (b"x-request-id", request_id))
-        preflight = scope["method"] == "OPTIONS" and {b"origin", PREFLIGHT_HEADER} <= asked.keys()
-        app = self._preflight(asked) if preflight else self.app
+        preflight = (
+            scope["method"] == "OPTIONS" and {b"origin", PREFLIGHT_HEADER} <= request_headers.keys()
+        )
+        app = self._preflight(request_headers) if preflight else self.app
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -1632,7 +1664,7 @@ class ExchangeMiddleware:
         if log.isEnabledFor(level):
             line = _log_line(scope, status, time.perf_counter() - started, request_id) + fault
             if level == logging.INFO and line.isprintable():
-                # By logging's own way a line costs 12 µs of CPU, so 2.
+                # Through logging a line costs 12 µs of CPU, this way 2.
                 self.log_line(f"{log_time(time.time())} INFO {line}")
             else:
                 log.log(level, "%s", line, exc_info=cause)
@@ -1645,8 +1677,8 @@ class ExchangeMiddleware:
                 problem = exc
             case HTTPException():  # of Starlette's router
                 problem = Problem("NOT_FOUND")
-            case asyncio.CancelledError(args=args) if CLIENT_GONE in args:
-                return None, logging.INFO, f" {CLIENT_GONE}"
+            case asyncio.CancelledError(args=args) if CLIENT_DISCONNECTED in args:
+                return None, logging.INFO, f" {CLIENT_DISCONNECTED}"
             case asyncio.CancelledError():
                 problem = Problem("INTERNAL_ERROR", "cut short by the shutdown")
             case _:
@@ -1657,13 +1689,15 @@ class ExchangeMiddleware:
         level = logging.ERROR if problem.status >= 500 else logging.WARNING  # noqa: PLR2004
         return problem, level, f" error={problem.code}: {problem.reason}"
 
-    def _preflight(self, asked: Mapping[bytes, bytes]) -> Response:
+    def _preflight(self, request_headers: Mapping[bytes, bytes]) -> Response:
         """Answer by the Fetch standard; needs no token (FR-033)."""
-        names = asked.get(b"access-control-request-headers", b"").decode("latin-1").lower()
+        names = (
+            request_headers.get(b"access-control-request-headers", b"").decode("latin-1").lower()
+        )
         known = {"", "accept", "accept-language", *(name.lower() for name in REQUEST_HEADERS)}
         allowed = {
-            "origin": asked[b"origin"] in self.headers,
-            "method": asked[PREFLIGHT_HEADER].decode("latin-1") in METHODS,
+            "origin": request_headers[b"origin"] in self.headers,
+            "method": request_headers[PREFLIGHT_HEADER].decode("latin-1") in METHODS,
             "headers": known.issuperset(name.strip() for name in names.split(",")),
         }
         if refused := [what for what, fine in allowed.items() if not fine]:
@@ -1678,18 +1712,18 @@ class ExchangeMiddleware:
 
 
 class AuthenticationMiddleware:
-    """Lets nobody under /api without a valid token; scope["user"] is whose it is."""
+    """Lets nobody under /api without a valid token; scope["user"] is the user id of that."""
 
-    def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
+    def __init__(self, app: ASGIApp, tokens: TokenVerifier) -> None:
         self.app = app
         self.tokens = tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (scope["path"] + "/").startswith("/api/"):
             credentials = [value for name, value in scope["headers"] if name == b"authorization"]
-            scope["user"] = await self.tokens.user(credentials)
+            scope["user"] = await self.tokens.authenticate(credentials)
             if b"%2f" in scope["raw_path"].lower():
-                # An encoded slash separates nothing. What no id may contain stands in for it.
+                # An encoded slash separates nothing: NUL, which no id may contain, is in its place.
                 raw = re.sub("%2f", "%00", scope["raw_path"].decode(), flags=re.IGNORECASE)
                 scope["path"] = unquote(raw)
         await self.app(scope, receive, send)
@@ -1709,7 +1743,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
         # A worker whose supervisor was killed would serve old code, and keep the port.
         asyncio.get_running_loop().add_reader(parent.sentinel, end_with_parent, parent.sentinel)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the supervisor ends its workers
-    # What is imported by now stays: walking it would stop all requests for 40 ms at a time.
+    # What exists now lives as long as the process: walking it would stop all requests for 40 ms.
     gc.collect()
     gc.freeze()
     try:
@@ -1719,13 +1753,13 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     finally:
         with suppress(asyncio.CancelledError):
             await app.state.database.close()
-        log.handlers[0].flush()
+        for handler in log.handlers:
+            handler.flush()  # uvicorn ends a worker by the signal itself: no exit handler runs
 
 
 def create_app(settings: Settings) -> Starlette:
     """App of these settings. Its lifespan opens the database, and starts while that is away."""
-    if not log.handlers:
-        configure_logging(settings.log_level)
+    handler = configure_logging(settings.log_level)
     names = ", ".join(sorted(settings.model_fields_set)).upper() or "none"
     log.info("settings from the environment: %s", names)
     app = Starlette(routes=[*RESOURCES, *contract_resources()], lifespan=lifespan)
@@ -1733,23 +1767,27 @@ def create_app(settings: Settings) -> Starlette:
     app.state.database = Database(settings)
     # In place of Starlette's own stack: its two layers for exceptions have nothing left to do.
     app.middleware_stack = ExchangeMiddleware(
-        AuthenticationMiddleware(app.router, Tokens(settings)),
+        AuthenticationMiddleware(app.router, TokenVerifier(settings)),
         settings.allowed_origins,
-        cast("LogHandler", log.handlers[0]).write,
+        handler.write,
     )
     return app
 
 
-# HTTP server: what uvicorn leaves open, and serving.
+# HTTP server: uvicorn's protocol made safe against hostile clients, and its supervisor.
 
 HEAD_MAX = 64 * 1024  # bytes of request line and headers
 REQUEST_MAX = 1024 * 1024  # bytes of a whole request: body, chunk headers and trailers too
-PIECE = 4 * 1024  # bytes that the parser takes at a time
-REQUEST_TIME = 25.0  # seconds for a request to arrive, and for a client to read some of its answer
-KEEP_ALIVE = 75.0  # seconds that an idle connection is kept, longer than the usual proxies do
-UNREAD_MAX = 128 * 1024 * 1024  # bytes of all answers; beyond, a client must read at every tick
-TICK = 1.0  # seconds between two looks at a connection
-LINGER = 1.0  # seconds of a shutdown in which an idle connection may still bring a request
+FEED_MAX = 4 * 1024  # bytes that the parser takes at a time
+PROGRESS_TIMEOUT = (
+    25.0  # seconds for a request to arrive, and for a client to read some of its answer
+)
+KEEP_ALIVE_TIMEOUT = (
+    75.0  # seconds that an idle connection is kept, longer than the usual proxies do
+)
+BUFFERED_MAX = 128 * 1024 * 1024  # bytes of all answers; beyond, a client must read at every tick
+PROGRESS_INTERVAL = 1.0  # seconds between two looks at a connection
+SHUTDOWN_DELAY = 1.0  # seconds of a shutdown in which an idle connection may still bring a request
 SHUTDOWN_GRACE = 10  # seconds of a shutdown for what is in flight
 
 
@@ -1806,57 +1844,59 @@ class Protocol(HttpToolsProtocol):
     for a reader of its answer.
     """
 
-    unread_in_all: ClassVar[int] = 0  # bytes of all connections, each as of its last tick
+    buffered_in_all: ClassVar[int] = 0  # bytes of all connections, each as of its last tick
 
     unparsed = b""  # bytes behind requests that are queued
     received = 0  # bytes of the incomplete request; 0 if there is none
     limit = HEAD_MAX  # of that: HEAD_MAX in a head, REQUEST_MAX behind it
     answering: RequestResponseCycle | None = None
     task: asyncio.Task[None]  # of that cycle
-    keep_alive = True  # whether the connection stays open once a body that was expected has come
+    keep_alive_after_body = (
+        True  # whether the connection stays open once a body that was expected has come
+    )
     refusal = ""  # error code of what is no request; nothing more is read
     draining = False  # the server shuts down
-    unread = 0  # bytes of answers, as of the last tick
-    turn = (0, 0.0)  # bytes that the client has read, and the limit of what it is to do now
-    turn_began = 0.0
+    buffered = 0  # bytes of answers, as of the last tick
+    progress = (0, 0.0)  # bytes that the client has read, and the limit of what it is to do now
+    progress_at = 0.0
     ticker: asyncio.TimerHandle
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.corked = CorkedTransport(cast("asyncio.Transport", transport), self.loop)
         super().connection_made(cast("asyncio.Transport", self.corked))
         self.flow = PipelineFlow(self.transport, self.pipeline)
-        self.turn_began = self.loop.time()
-        self.ticker = self.loop.call_later(TICK, self._tick)
+        self.progress_at = self.loop.time()
+        self.ticker = self.loop.call_later(PROGRESS_INTERVAL, self._drop_if_stalled)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.pipeline.clear()
         self.ticker.cancel()
-        Protocol.unread_in_all -= self.unread
+        Protocol.buffered_in_all -= self.buffered
         if self.answering is not None:
             self.answering.disconnected = True
-            self.task.cancel(CLIENT_GONE)
+            self.task.cancel(CLIENT_DISCONNECTED)
 
-    def _tick(self) -> None:
+    def _drop_if_stalled(self) -> None:
         """Drop a client that is slow to send its request, to read its answer, or to come back."""
-        unread = self.corked.get_write_buffer_size()
-        Protocol.unread_in_all += unread - self.unread
-        self.unread = unread
+        buffered = self.corked.get_write_buffer_size()
+        Protocol.buffered_in_all += buffered - self.buffered
+        self.buffered = buffered
         cycle = self.answering
-        limit = REQUEST_TIME
-        if cycle is not None and not unread:
+        limit = PROGRESS_TIMEOUT
+        if cycle is not None and not buffered:
             if not (cycle.response_complete or cycle.more_body):
                 limit = math.inf  # it waits for us
             elif not self.received:
-                limit = KEEP_ALIVE
-        turn = (self.corked.sent - unread, limit)
+                limit = KEEP_ALIVE_TIMEOUT
+        progress = (self.corked.sent - buffered, limit)
         now = self.loop.time()
-        if turn != self.turn:
-            self.turn, self.turn_began = turn, now
-        elif now - self.turn_began > limit or (unread and self.unread_in_all > UNREAD_MAX):
+        if progress != self.progress:
+            self.progress, self.progress_at = progress, now
+        elif now - self.progress_at > limit or (buffered and self.buffered_in_all > BUFFERED_MAX):
             self.transport.abort()
             return
-        self.ticker = self.loop.call_later(TICK, self._tick)
+        self.ticker = self.loop.call_later(PROGRESS_INTERVAL, self._drop_if_stalled)
 
     def data_received(self, data: bytes) -> None:
         if not self.refusal:
@@ -1866,7 +1906,7 @@ class Protocol(HttpToolsProtocol):
     def _parse(self) -> None:
         """Parse what has come, until a request has to wait for the answers of those before it."""
         while self.unparsed and not self.pipeline:
-            piece = self.unparsed[: min(PIECE, self.limit - self.received)]
+            piece = self.unparsed[: min(FEED_MAX, self.limit - self.received)]
             self.unparsed = self.unparsed[len(piece) :]
             self.received += len(piece)
             try:
@@ -1915,7 +1955,9 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
         self.limit = REQUEST_MAX
         self.headers = cast("list[Any]", deque(maxlen=0))  # trailers are no headers of the request
-        self.keep_alive = self.cycle.keep_alive = self.cycle.keep_alive and not self.draining
+        self.keep_alive_after_body = self.cycle.keep_alive = (
+            self.cycle.keep_alive and not self.draining
+        )
         if self.expect_100_continue:
             # Without that answer the client may leave the body out: what follows is then no body.
             self.cycle.keep_alive = False
@@ -1926,7 +1968,7 @@ class Protocol(HttpToolsProtocol):
         self.received = 0
         self.cycle.more_body = False
         if not self.cycle.response_started:
-            self.cycle.keep_alive = self.keep_alive
+            self.cycle.keep_alive = self.keep_alive_after_body
         self.cycle.message_event.set()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -1965,7 +2007,13 @@ class Protocol(HttpToolsProtocol):
             problem = Problem(self.refusal)
             response, request_id = problem.response(), new_request_id()
             own = ((b"x-request-id", request_id), (b"connection", b"close"))
-            lines = [b"%s: %s" % each for each in (*response.raw_headers, *COMMON_HEADERS, *own)]
+            fields = (
+                *self.server_state.default_headers,
+                *response.raw_headers,
+                *COMMON_HEADERS,
+                *own,
+            )
+            lines = [b"%s: %s" % each for each in fields]
             head = STATUS_LINE[problem.status] + b"\r\n".join(lines)
             self.transport.write(head + b"\r\n\r\n" + bytes(response.body))
             client = self.client[0] if self.client else "-"
@@ -1975,20 +2023,20 @@ class Protocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """Finish what is in flight; a proxy may still use an idle connection for a moment."""
-        self.draining, self.keep_alive = True, False
+        self.draining, self.keep_alive_after_body = True, False
         if self.cycle is not None:
             self.cycle.keep_alive = False
-        self.loop.call_later(LINGER, super().shutdown)  # which closes what is idle
-        # Before tasks are cancelled: one that waits for its reader would only wait once more.
-        self.loop.call_later(SHUTDOWN_GRACE / 2, self._abort_unread)
+        self.loop.call_later(SHUTDOWN_DELAY, super().shutdown)  # which closes what is idle
+        # A cancelled task would wait for its slow reader once more, so that is dropped before.
+        self.loop.call_later(SHUTDOWN_GRACE / 2, self._abort_buffered)
 
-    def _abort_unread(self) -> None:
+    def _abort_buffered(self) -> None:
         if self.flow.write_paused:
             self.transport.abort()
 
 
 class Workers(Multiprocess):
-    """uvicorn's supervisor, but at the end it lets nobody in whom no worker will serve."""
+    """uvicorn's supervisor; it closes the listening socket before it ends the workers."""
 
     handle_hup = Multiprocess.handle_term  # not a restart: the terminal is closed
 
@@ -1998,7 +2046,7 @@ class Workers(Multiprocess):
         super().terminate_all()
 
 
-# Command line.
+# Command line: serve, dev, init-db, token, check.
 
 CONNECT_GRACE = 10.0  # seconds that a command waits for a database that is away, or for a lock
 DEV = Path(".todo-dev")  # where `dev` keeps all that is its own
@@ -2009,9 +2057,9 @@ PRIVILEGES = ("select", "insert", "update", "delete")
 
 @contextmanager
 def connected(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
-    """Connection of a command. What takes longer than CONNECT_GRACE is cancelled: a lock, no doubt.
+    """Connection of a command. A lock that takes longer than CONNECT_GRACE is given up.
 
-    Raises psycopg.Error, and StartupError for what is not over by waiting.
+    Raises psycopg.Error, and StartupError for a fault that waiting does not end.
     """
     url = settings.neon_db_url.get_secret_value()
     with psycopg.connect(url, prepare_threshold=None, **connection_options(settings)) as connection:
@@ -2035,6 +2083,18 @@ def connected(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
         finally:
             for timer in timers:
                 timer.cancel()
+
+
+def _columns_of(table: sa.Table) -> dict[str, str]:
+    """What our columns are, and those that a new row has to give."""
+    kinds = {}
+    for column in table.columns:
+        made = column.identity or column.server_default
+        if column.name in tasks.columns or not (made or column.nullable):
+            kind = column.type.compile(DIALECT).lower()
+            kind += " made by the database" if made else ""
+            kinds[column.name] = kind + ("" if column.nullable else " not null")
+    return kinds
 
 
 def table_differences(connection: psycopg.Connection[Any]) -> list[str]:
@@ -2076,25 +2136,13 @@ def table_differences(connection: psycopg.Connection[Any]) -> list[str]:
     return lacks
 
 
-def _columns_of(table: sa.Table) -> dict[str, str]:
-    """What our columns are, and those that a new row has to give."""
-    kinds = {}
-    for column in table.columns:
-        made = column.identity or column.server_default
-        if column.name in tasks.columns or not (made or column.nullable):
-            kind = column.type.compile(DIALECT).lower()
-            kind += " made by the database" if made else ""
-            kinds[column.name] = kind + ("" if column.nullable else " not null")
-    return kinds
-
-
 def prepare_database(settings: Settings, schema: bytes = b"") -> None:
     """Wait for a database that is away, apply the schema, and examine it. Raises StartupError."""
     deadline = time.monotonic() + CONNECT_GRACE
     for attempt in itertools.count():
         try:
             with connected(settings) as connection:
-                connection.execute(schema)
+                connection.execute(schema)  # an empty one does nothing
                 lacks = table_differences(connection)
             break
         except psycopg.OperationalError as exc:
@@ -2109,7 +2157,7 @@ def prepare_database(settings: Settings, schema: bytes = b"") -> None:
             )
         if attempt == 0:
             log.warning("waiting up to %.0f s for the database: %s", CONNECT_GRACE, reason)
-        time.sleep(OUTAGE_PAUSE)
+        time.sleep(RECONNECT_PAUSE)
     if lacks:
         raise StartupError(
             "\n  ".join(["the database is not as schema.sql describes it:", *lacks])
@@ -2147,7 +2195,6 @@ def serve(settings: Settings, listener: socket.socket) -> None:
     """Serve until SIGTERM, SIGHUP or Ctrl-C. Raises StartupError."""
     configure_logging(settings.log_level)
     prepare_database(settings)
-    listener.set_inheritable(True)
     config = uvicorn.Config(
         partial(create_app, settings),
         factory=True,
@@ -2168,7 +2215,7 @@ def serve(settings: Settings, listener: socket.socket) -> None:
         if any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes):
             raise StartupError("todo.py cannot start: a worker did not, for the reason above")
     else:
-        with suppress(KeyboardInterrupt):  # uvicorn's last word, when it has shut down
+        with suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it has shut down
             uvicorn.Server(config).run(sockets=[listener])
     log.info("stopped")
 
@@ -2211,7 +2258,7 @@ def check(settings: Settings, token: bytes) -> bool:
             report(not lacks, "table", "; ".join(lacks) or "as schema.sql describes it")
     except (psycopg.Error, StartupError) as exc:
         report(False, "database", " ".join(str(exc).split()))
-    tokens = Tokens(settings)
+    tokens = TokenVerifier(settings)
     url = tokens.keys.url
     try:
         keys = _fetch_jwks(url)
@@ -2222,10 +2269,14 @@ def check(settings: Settings, token: bytes) -> bool:
         report(False, "JWKS", f"{url}: {type(exc).__name__} {exc}; {hint}")
     if token:
         try:
-            user = asyncio.run(tokens.user([b"Bearer " + token.removeprefix(b"Bearer ")]))
+            user = asyncio.run(tokens.authenticate([b"Bearer " + token.removeprefix(b"Bearer ")]))
             report(True, "token", f"of user {user!a}")
         except Problem as problem:
-            hint = "; was it signed with another secret?" if "ignature" in problem.reason else ""
+            hint = (
+                "; was it signed with another secret?"
+                if "signature" in problem.reason.lower()
+                else ""
+            )
             report(False, "token", f"refused as {problem.code}: {problem.reason}{hint}")
     return all(findings)
 

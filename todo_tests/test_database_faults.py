@@ -298,7 +298,7 @@ async def test_failed_attempts_to_connect_cost_no_connection_and_no_time(
     monkeypatch: pytest.MonkeyPatch, make_settings: Callable[..., todo.Settings]
 ) -> None:
     """After the first one that failed, nobody waits for the next. In process, for short pauses."""
-    monkeypatch.setattr(todo, "OUTAGE_PAUSE", 0.3)
+    monkeypatch.setattr(todo, "RECONNECT_PAUSE", 0.3)
     database = todo.Database(make_settings(neon_db_url=NOBODY, db_timeout=2.0))
     await database.open()
     codes: Counter[str] = Counter()
@@ -314,7 +314,7 @@ async def test_failed_attempts_to_connect_cost_no_connection_and_no_time(
     try:
         async with asyncio.timeout(4):
             await together(ask(seed) for seed in range(20))
-        remembered = [*database.single, *database.reads, *database.later, *database.active]
+        remembered = [*database._waiting(), *database.active]
     finally:
         await database.close()
     assert codes == {"DATABASE_UNAVAILABLE": 1000}

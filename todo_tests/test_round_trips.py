@@ -202,7 +202,7 @@ def test_no_sql_is_written_by_hand_in_the_source() -> None:
         and sql.fullmatch(node.value)
         and " " in node.value.strip()
     ]
-    assert [text for text in texts if not text.startswith("Set it in the environment")] == []
+    assert [text for text in texts if not text.startswith("Set them in the environment")] == []
     used = {
         node.attr
         for node in ast.walk(tree)

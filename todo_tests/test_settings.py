@@ -321,8 +321,8 @@ def test_the_jwks_url_is_taken_to_the_letter(make_settings: "Callable[..., todo.
     import todo
 
     url = "http://keys.example/of/it/?all=1"
-    assert todo.Tokens(make_settings(jwks_url=url)).keys.url == url
-    base = todo.Tokens(make_settings(better_auth_url="http://auth.example/"))
+    assert todo.TokenVerifier(make_settings(jwks_url=url)).keys.url == url
+    base = todo.TokenVerifier(make_settings(better_auth_url="http://auth.example/"))
     assert base.keys.url == "http://auth.example/api/auth/jwks"
 
 

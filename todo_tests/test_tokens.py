@@ -953,11 +953,11 @@ async def test_a_remembered_token_helps_no_other(caller: httpx.AsyncClient, forg
 async def test_the_memory_is_bounded(make_settings: Any) -> None:
     import todo
 
-    tokens = todo.Tokens(make_settings())
+    tokens = todo.TokenVerifier(make_settings())
     forger = Forger(new_user(), *[SimpleNamespace(url="", keys=[])] * 2)  # type: ignore[arg-type]
     last = b""
-    for number in range(todo.MEMORY_MAX + 50):
+    for number in range(todo.VERIFIED_MAX + 50):
         last = f"Bearer {forger.shared(jti=str(number))}".encode()
-        assert await tokens.user([last]) == forger.user
-    assert len(tokens.memory) == todo.MEMORY_MAX
-    assert await tokens.user([last]) == forger.user
+        assert await tokens.authenticate([last]) == forger.user
+    assert len(tokens.verified) == todo.VERIFIED_MAX
+    assert await tokens.authenticate([last]) == forger.user
