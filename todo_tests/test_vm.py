@@ -130,7 +130,7 @@ def vm(tmp_path: Path, database_url: str) -> Iterator[Callable[..., Systemd]]:
         def make(**settings: str) -> Systemd:
             folder = tmp_path / f"srv-{free_port()}"
             folder.mkdir()
-            for name in ("todo.py", "schema.sql", "openapi.yaml"):
+            for name in ("todo.py", "schema.sql", "openapi.yaml", ".requirements-run.txt"):
                 shutil.copy(ROOT / name, folder)
             lines = {
                 "NEON_DB_URL": database_url,
@@ -355,8 +355,8 @@ def test_an_upgrade_and_the_way_back_fail_no_request(
 ) -> None:
     """The README's commands, while wrk reads and writes through the proxy."""
     systemd = vm()
-    upgrade = commands("todo.py.old").replace("/srv/todo", str(systemd.folder))
-    [back] = re.findall(r"To go back: `(.*?)`", README)
+    upgrade = commands("mkdir -p old").replace("/srv/todo", str(systemd.folder))
+    [back] = re.findall(r"To go back, in `/srv/todo`: `(.*?)`", README)
     restart = "systemctl restart todo"
     new = tmp_path / "new"
     new.mkdir()
