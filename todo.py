@@ -956,9 +956,9 @@ class Connection(psycopg.AsyncConnection[Any]):
                 failed(exc)
             await asyncio.sleep(RECONNECT_PAUSE)
 
-    def start_reading(self, finished: Callable[[Connection, Sequence[Query]], None]) -> None:
-        """Begin to read what the server sends; `finished` is called when queries are over."""
-        self.batch_ended = finished
+    def start_reading(self, batch_ended: Callable[[Connection, Sequence[Query]], None]) -> None:
+        """Begin to read what the server sends; call back when a batch is over, or it is lost."""
+        self.batch_ended = batch_ended
         self.released = asyncio.Event()
         self.prepared: set[bytes] = set()
         self.results: deque[tuple[Query, bool]] = deque()  # to come; whether of a preparation
@@ -2306,7 +2306,10 @@ def _run_postgres(program: str, data: Path, *arguments: str) -> None:
         owner = data.stat()
         user = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
         for folder in (*data.parents, *programs.parents):
-            folder.chmod(folder.stat().st_mode | 0o001)
+            mode = folder.stat().st_mode
+            if not mode & stat.S_IXOTH:
+                print(f"chmod o+x {folder}: PostgreSQL is another user", flush=True)  # noqa: T201
+                folder.chmod(mode | stat.S_IXOTH)
     # An end by a signal waits: half a cluster, or a server that nobody stops, would be left behind.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
