@@ -341,6 +341,26 @@ async def test_what_waits_for_a_connection_waits_no_longer_than_what_has_one(
     postgres.drop_database(url)
 
 
+async def test_what_nobody_uses_is_given_back(
+    monkeypatch: pytest.MonkeyPatch, make_settings: Callable[..., todo.Settings]
+) -> None:
+    """Connections to the pool, and the memory of whose lists are short."""
+    monkeypatch.setattr(todo, "IDLE_TIME", 0.1)
+    monkeypatch.setattr(todo, "SHORT_LISTS_MAX", 3)
+    database = todo.Database(make_settings(db_pool_size=2))
+    await database.open()
+    for _ in range(20):
+        await database.run(todo.LIST, owner=new_user(), owner_json="")
+    assert len(database.short_list_owners) <= 3
+
+    async def idle() -> bool:
+        return database.pool.get_stats()["pool_available"] == 1 and not database.connections
+
+    await soon(idle, within=1.0, why="a connection stays out of the pool")
+    assert await database.run(todo.TABLE) == []
+    await database.close()
+
+
 async def test_it_closes_at_whatever_moment(make_settings: Callable[..., todo.Settings]) -> None:
     """Also while connections come in: in Python 3.11 a cancelled `wait_for` may still return."""
     chance = random.Random(11)
