@@ -1,9 +1,14 @@
 """Fixtures: one PostgreSQL and one app for the session, and factories for tests that do damage."""
 
+import asyncio
+import faulthandler
+import gc
+import inspect
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+import signal
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import httpx
 import pytest
@@ -16,6 +21,54 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     import todo
+
+STUCK = 360  # seconds for a test with its fixtures; an installation may take 300
+terminal = pytest.StashKey[TextIO]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[terminal] = os.fdopen(os.dup(2), "w")  # what stderr is while nothing captures it
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Ends the run as Ctrl-C does, with all stacks, once a test or one of its fixtures is stuck."""
+
+    def end(*_: object) -> None:
+        message = f"{item.nodeid} is stuck: it has not ended in {STUCK} s"
+        out = item.config.stash[terminal]
+        print(f"\n{message}", *_awaits(), sep="\n", file=out, flush=True)
+        faulthandler.dump_traceback(out)
+        # What hangs here can hang the teardown of the session as well.
+        faulthandler.dump_traceback_later(60, exit=True, file=out)
+        raise KeyboardInterrupt(message)
+
+    signal.signal(signal.SIGALRM, end)
+    signal.alarm(STUCK)
+    try:
+        return (yield)
+    finally:
+        signal.alarm(0)
+
+
+def _awaits() -> Iterator[str]:
+    """Where each task of the running loop waits: the outermost call first."""
+    try:
+        tasks = asyncio.all_tasks()
+    except RuntimeError:  # no loop runs
+        return
+    for task in tasks:
+        yield f"{task.get_name()}:"
+        step: Any = task.get_coro()
+        while step is not None:
+            if inspect.iscoroutine(step):
+                frame, step = step.cr_frame, step.cr_await
+            elif inspect.isasyncgen(step):
+                frame, step = step.ag_frame, step.ag_await
+            else:  # an asend(), as of a fixture, tells its generator to nobody else
+                step = next(filter(inspect.isasyncgen, gc.get_referents(step)), None)
+                continue
+            yield f'  File "{frame.f_code.co_filename}", line {frame.f_lineno}'
 
 
 @pytest.fixture(scope="session")
