@@ -4,6 +4,7 @@ import asyncio
 import faulthandler
 import gc
 import inspect
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
@@ -49,6 +50,19 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         return (yield)
     finally:
         signal.alarm(0)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def _log_is_written() -> Generator[None, object, object]:
+    """The thread that writes the log is done before pytest stops to capture the phase's output."""
+    try:
+        return (yield)
+    finally:
+        for handler in logging.getLogger("todo").handlers:
+            handler.flush()
+
+
+pytest_runtest_setup = pytest_runtest_call = pytest_runtest_teardown = _log_is_written
 
 
 def _awaits() -> Iterator[str]:
@@ -107,15 +121,14 @@ def _forget_template() -> Iterator[None]:
     OwnPostgres.forget_template()
 
 
-@pytest.fixture(autouse=True)
-def _log_is_written(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test logs in process is captured with it, and not printed into the next one."""
+@pytest.fixture(scope="session", autouse=True)
+def _log_is_written_at_once() -> Iterator[None]:
+    """So that a flush after each phase of each test takes no time."""
     import todo
 
-    monkeypatch.setattr(todo, "LOG_DELAY", 0.0)
-    yield
-    for handler in todo.log.handlers:
-        handler.flush()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(todo, "LOG_DELAY", 0.0)
+        yield
 
 
 @pytest.fixture(scope="session")
