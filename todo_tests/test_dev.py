@@ -249,6 +249,7 @@ def test_the_end_of_dev_is_the_end_of_its_postgres(
     dev: Dev, number: signal.Signals, workers: str
 ) -> None:
     server = dev(WORKERS=workers)
+    server.log_lines("settings from", count=int(workers))
     postgres = postmaster(server)
     os.killpg(server.process.pid, number)
     assert server.wait() == 0

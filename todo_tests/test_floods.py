@@ -346,6 +346,14 @@ async def test_those_who_hang_up_leave_nothing_behind(server: Server, database_u
         assert "Traceback" not in server.stderr()
 
 
+async def test_who_reads_nothing_does_not_keep_the_server_from_ending(database_url: str) -> None:
+    with support.servers(database_url) as serve:
+        server = serve()
+        async with who_reads_nothing(server):
+            assert await asyncio.to_thread(server.stop, within=14.0) == 0
+        assert "Traceback" not in server.stderr()
+
+
 # How the waiting ended
 
 
@@ -377,14 +385,6 @@ def test_an_answer_that_nobody_reads_is_dropped(waits: AllAtOnce) -> None:
     seconds = waits["unread"]
     assert 20.0 < seconds < 55.0
     print(f"dropped after {seconds:.1f} s")
-
-
-async def test_who_reads_nothing_does_not_keep_the_server_from_ending(database_url: str) -> None:
-    with support.servers(database_url) as serve:
-        server = serve()
-        async with who_reads_nothing(server):
-            assert await asyncio.to_thread(server.stop, within=14.0) == 0
-        assert "Traceback" not in server.stderr()
 
 
 def test_the_log_of_all_this_holds_no_traceback(waits: AllAtOnce, server: Server) -> None:

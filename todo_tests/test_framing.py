@@ -354,7 +354,7 @@ async def test_a_pipeline_without_end_fills_no_memory_and_delays_nobody(
         await caller.create()
         waits = []
         with peak_rss(server.process.pid) as growth:
-            flood = asyncio.create_task(asyncio.to_thread(pipeline, server.port, 10.0, size, pause))
+            flood = asyncio.create_task(asyncio.to_thread(pipeline, server.port, 5.0, size, pause))
             while not flood.done():
                 answer = await caller.ask("GET", "")
                 assert answer.status == 200
