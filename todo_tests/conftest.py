@@ -16,7 +16,16 @@ import pytest
 
 from todo_tests import support
 from todo_tests.contract import Answer
-from todo_tests.support import AUTH_URL, SECRET, Account, Database, OwnPostgres, Serve
+from todo_tests.support import (
+    AUTH_URL,
+    SECRET,
+    Account,
+    Database,
+    NewPostgres,
+    OwnPostgres,
+    Serve,
+    Server,
+)
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -108,11 +117,8 @@ def postgres() -> Iterator[Database]:
     if url := os.environ.get("TEST_DATABASE_URL"):
         yield Database(url)
         return
-    server = OwnPostgres()
-    try:
-        yield server.start()
-    finally:
-        server.remove()
+    with OwnPostgres() as server:
+        yield server
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -143,6 +149,14 @@ def database_url(postgres: Database) -> Iterator[str]:
 def empty_database(postgres: Database) -> Iterator[str]:
     """A database without the table."""
     url = postgres.create_database()
+    yield url
+    postgres.drop_database(url)
+
+
+@pytest.fixture
+def fresh_database(postgres: Database) -> Iterator[str]:
+    """A database with the table, of this test's own."""
+    url = postgres.create_database(schema=True)
     yield url
     postgres.drop_database(url)
 
@@ -217,14 +231,19 @@ def serve(database_url: str) -> Iterator[Serve]:
         yield factory
 
 
+@pytest.fixture(scope="module")
+def server(database_url: str) -> Iterator[Server]:
+    """A real `python todo.py` process that the tests of a file share."""
+    with support.servers(database_url) as serve:
+        yield serve()
+
+
 @pytest.fixture
-def own_postgres() -> Iterator[Callable[..., OwnPostgres]]:
+def own_postgres() -> Iterator[NewPostgres]:
     """A factory of PostgreSQL servers that a test may stop, kill and fill."""
     with ExitStack() as stack:
 
         def start(**settings: object) -> OwnPostgres:
-            server = OwnPostgres(**settings)
-            stack.callback(server.remove)
-            return server.start()
+            return stack.enter_context(OwnPostgres(**settings))
 
         yield start

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from todo_tests.damage import Caller, Life, peak_rss, rss, soon, together
-from todo_tests.support import Database, OwnPostgres, Serve, Server, servers
+from todo_tests.support import LOCKED_TABLE, Database, OwnPostgres, Serve, Server, servers
 
 DB_TIMEOUT = "2"
 SECONDS = 3.5  # longer than that, so that whoever gets no connection gets 500
@@ -65,9 +65,6 @@ def locked(url: str, lock: str) -> Iterator[None]:
     with watcher(url) as connection, connection.transaction():
         connection.execute(lock.encode())
         yield
-
-
-LOCKED_TABLE = "lock table tasks in access exclusive mode"
 
 
 # Attacks
@@ -152,10 +149,10 @@ async def most_waiting(url: str) -> int:
     "size", [pytest.param(2, marks=pytest.mark.slow), 4, pytest.param(10, marks=pytest.mark.slow)]
 )
 async def test_one_user_never_holds_more_than_half_of_the_connections(
-    serve: Serve, postgres: Database, size: int
+    serve: Serve, fresh_database: str, size: int
 ) -> None:
     """Lists wait for a locked table; then toggles for a locked row, and others go on."""
-    url = postgres.create_database(schema=True)
+    url = fresh_database
     server = await asyncio.to_thread(serve, {"DB_POOL_SIZE": str(size)}, database_url=url)
     owner = Caller(server.port)
     task = await owner.create()
@@ -177,7 +174,6 @@ async def test_one_user_never_holds_more_than_half_of_the_connections(
             assert max(life.slowest for life in lives) < 1.0
     states = Counter(each.result().body["completed"] for each in asked)
     assert states == {True: 10, False: 10}
-    postgres.drop_database(url)
 
 
 @pytest.mark.slow
@@ -217,11 +213,10 @@ QUEUED: dict[str, tuple[Any, ...]] = {
 @pytest.fixture(scope="module")
 def logged() -> Iterator[tuple[Server, OwnPostgres, str]]:
     """A server of four connections, its PostgreSQL, which logs what it runs, and the database."""
-    postgres = OwnPostgres(log_statement="all").start()
-    url = postgres.create_database(schema=True)
-    with servers(url) as serve:
-        yield serve({"DB_POOL_SIZE": "4"}), postgres, url
-    postgres.remove()
+    with OwnPostgres(log_statement="all") as postgres:
+        url = postgres.create_database(schema=True)
+        with servers(url) as serve:
+            yield serve({"DB_POOL_SIZE": "4"}), postgres, url
 
 
 @pytest.mark.parametrize("request_", QUEUED.values(), ids=QUEUED)

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psycopg
 import pytest
 
-from todo_tests.damage import Caller, Life, together
+from todo_tests.damage import Caller, Life, stored, together
 from todo_tests.support import (
     ROOT,
     Account,
@@ -77,11 +76,9 @@ def seeded(postgres: OwnPostgres, kind: str, tasks: int) -> str:
 
 @pytest.fixture(scope="module")
 def postgres_of_growth() -> Iterator[OwnPostgres]:
-    server = OwnPostgres(shared_buffers="256MB", max_wal_size="4GB", maintenance_work_mem="128MB")
-    try:
-        yield server.start()
-    finally:
-        server.remove()
+    settings = {"shared_buffers": "256MB", "max_wal_size": "4GB", "maintenance_work_mem": "128MB"}
+    with OwnPostgres(**settings) as server:
+        yield server
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -140,11 +137,9 @@ async def test_one_of_two_services_is_killed_and_no_answered_write_is_lost(
     assert min(served) > 50, "both had their share"
     assert refused <= 16, "none but those on their way to the one that was killed"
     for user, titles in answered.items():
-        with psycopg.connect(database_url) as connection:
-            rows = connection.execute("select title from tasks where user_id = %s", (user,))
-            stored = [title for (title,) in rows]
-        assert len(stored) == len(set(stored))
-        assert set(titles) <= set(stored)
+        found = stored(database_url, user)
+        assert len(found) == len(set(found))
+        assert set(titles) <= set(found)
     writes = sum(map(len, answered.values()))
     print(f"{writes} writes kept, {refused} refused, {reads} reads, none failed")
 

@@ -31,13 +31,17 @@ from todo_tests.damage import (
     ended,
     jwks,
     soon,
+    stored,
     together,
 )
 from todo_tests.support import (
     AUTH_URL,
+    LOCKED_TABLE,
     ROOT,
     SECRET,
+    WORKERS,
     Database,
+    NewPostgres,
     OwnPostgres,
     Serve,
     Server,
@@ -48,9 +52,6 @@ from todo_tests.support import (
 )
 
 pytestmark = pytest.mark.slow
-
-NewPostgres = Callable[..., OwnPostgres]
-WORKERS = ("1", "2")
 
 
 def workers_of(server: Server) -> list[psutil.Process]:
@@ -76,12 +77,6 @@ async def refused(server: Server) -> bool:
 def clean(server: Server) -> None:
     assert "Traceback" not in server.stderr()
     assert " ERROR " not in server.stderr()
-
-
-def stored(database_url: str, user: str) -> list[str]:
-    with psycopg.connect(database_url) as connection:
-        rows = connection.execute("select title from tasks where user_id = %s", (user,))
-        return [title for (title,) in rows]
 
 
 # What waits: it runs from the start, in a thread of its own, while the other tests go on
@@ -117,22 +112,23 @@ async def hang(server: Server) -> End:
 
 
 async def hangs(postgres: OwnPostgres, serve: Serve) -> dict[str, End]:
-    url = await asyncio.to_thread(postgres.start().create_database, schema=True)
+    url = await asyncio.to_thread(postgres.create_database, schema=True)
     settings = [{"WORKERS": workers, "DB_TIMEOUT": "60"} for workers in WORKERS]
     servers = [await asyncio.to_thread(serve, each, database_url=url) for each in settings]
     with psycopg.connect(url) as locker:
-        locker.execute("lock table tasks in access exclusive mode")
+        locker.execute(LOCKED_TABLE)
         ends = await together(hang(server) for server in servers)
     return dict(zip(WORKERS, ends, strict=True))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def waits() -> Iterator[AllAtOnce]:
-    postgres = OwnPostgres()
-    with support.servers(postgres.url) as serve:
-        with AllAtOnce(hangs=hangs(postgres, serve)) as all_at_once:
-            yield all_at_once
-        postgres.remove()
+    with (
+        OwnPostgres() as postgres,
+        support.servers(postgres.url) as serve,
+        AllAtOnce(hangs=hangs(postgres, serve)) as all_at_once,
+    ):
+        yield all_at_once
 
 
 # Signals
@@ -578,22 +574,20 @@ def test_check_names_an_encoding_that_cannot_hold_every_title(
 
 
 def test_check_accepts_more_than_is_needed(
-    tmp_path: Path, environment: Mapping[str, str], postgres: Database
+    tmp_path: Path, environment: Mapping[str, str], postgres: Database, fresh_database: str
 ) -> None:
     """Columns with a default and wider indexes harm nobody."""
-    url = postgres.create_database(schema=True)
     postgres.execute(
         "alter table tasks add column more text, add column due date not null default now();"
         "drop index tasks_user_id_idx; create index on tasks (user_id, id)",
-        database_url=url,
+        database_url=fresh_database,
     )
-    code, lines = check(tmp_path, {**environment, "NEON_DB_URL": url})
-    postgres.drop_database(url)
+    code, lines = check(tmp_path, {**environment, "NEON_DB_URL": fresh_database})
     assert (code, about(lines, r"\btable\b")) == (0, "ok    table: as schema.sql describes it")
 
 
 def test_check_prints_the_grant_that_is_missing_and_it_helps(
-    tmp_path: Path, environment: Mapping[str, str], own_postgres: NewPostgres
+    tmp_path: Path, environment: Mapping[str, str], own_postgres: NewPostgres, serve: Serve
 ) -> None:
     """With the least role: it may select, insert, update and delete, and that is enough."""
     postgres = own_postgres()
@@ -610,9 +604,8 @@ def test_check_prints_the_grant_that_is_missing_and_it_helps(
     )
     postgres.execute(grant, database_url=url)
     assert check(tmp_path, environment)[0] == 0
-    with support.servers(environment["NEON_DB_URL"]) as serve:
-        server = serve()
-        asyncio.run(Life(server.port).steps(40))
+    server = serve(database_url=environment["NEON_DB_URL"])
+    asyncio.run(Life(server.port).steps(40))
 
 
 def test_ctrl_c_twice_ends_it_without_a_traceback(serve: Serve) -> None:

@@ -41,6 +41,7 @@ from todo_tests.support import (
     bearer,
     eventually,
     free_port,
+    listens,
     path_of,
     plain_environment,
     token,
@@ -493,14 +494,6 @@ def test_an_upgrade_and_the_way_back_fail_no_request(
     assert abs(stored - requests / 2) <= 33, "wrk ends with 32 requests on their way"
     assert "Traceback" not in systemd.journal
     print(f"{requests} requests, {failed} failed in three restarts")
-
-
-def listens(url: str) -> bool:
-    try:
-        httpx.get(url, verify=False, timeout=30)
-    except httpx.TransportError:
-        return False
-    return True
 
 
 # Backup
