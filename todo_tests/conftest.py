@@ -1,21 +1,97 @@
 """Fixtures: one PostgreSQL and one app for the session, and factories for tests that do damage."""
 
+import asyncio
+import faulthandler
+import gc
+import inspect
+import logging
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+import signal
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import httpx
 import pytest
 
 from todo_tests import support
 from todo_tests.contract import Answer
-from todo_tests.support import AUTH_URL, SECRET, Account, Database, OwnPostgres, Serve
+from todo_tests.support import (
+    AUTH_URL,
+    SECRET,
+    Account,
+    Database,
+    NewPostgres,
+    OwnPostgres,
+    Serve,
+    Server,
+)
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     import todo
+
+STUCK = 360  # seconds for a test with its fixtures; an installation may take 300
+terminal = pytest.StashKey[TextIO]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[terminal] = os.fdopen(os.dup(2), "w")  # what stderr is while nothing captures it
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Ends the run as Ctrl-C does, with all stacks, once a test or one of its fixtures is stuck."""
+
+    def end(*_: object) -> None:
+        message = f"{item.nodeid} is stuck: it has not ended in {STUCK} s"
+        out = item.config.stash[terminal]
+        print(f"\n{message}", *_awaits(), sep="\n", file=out, flush=True)
+        faulthandler.dump_traceback(out)
+        # What hangs here can hang the teardown of the session as well.
+        faulthandler.dump_traceback_later(60, exit=True, file=out)
+        raise KeyboardInterrupt(message)
+
+    signal.signal(signal.SIGALRM, end)
+    signal.alarm(STUCK)
+    try:
+        return (yield)
+    finally:
+        signal.alarm(0)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def _log_is_written() -> Generator[None, object, object]:
+    """The thread that writes the log is done before pytest stops to capture the phase's output."""
+    try:
+        return (yield)
+    finally:
+        for handler in logging.getLogger("todo").handlers:
+            handler.flush()
+
+
+pytest_runtest_setup = pytest_runtest_call = pytest_runtest_teardown = _log_is_written
+
+
+def _awaits() -> Iterator[str]:
+    """Where each task of the running loop waits: the outermost call first."""
+    try:
+        tasks = asyncio.all_tasks()
+    except RuntimeError:  # no loop runs
+        return
+    for task in tasks:
+        yield f"{task.get_name()}:"
+        step: Any = task.get_coro()
+        while step is not None:
+            if inspect.iscoroutine(step):
+                frame, step = step.cr_frame, step.cr_await
+            elif inspect.isasyncgen(step):
+                frame, step = step.ag_frame, step.ag_await
+            else:  # an asend(), as of a fixture, tells its generator to nobody else
+                step = next(filter(inspect.isasyncgen, gc.get_referents(step)), None)
+                continue
+            yield f'  File "{frame.f_code.co_filename}", line {frame.f_lineno}'
 
 
 @pytest.fixture(scope="session")
@@ -41,11 +117,8 @@ def postgres() -> Iterator[Database]:
     if url := os.environ.get("TEST_DATABASE_URL"):
         yield Database(url)
         return
-    server = OwnPostgres()
-    try:
-        yield server.start()
-    finally:
-        server.remove()
+    with OwnPostgres() as server:
+        yield server
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,15 +127,14 @@ def _forget_template() -> Iterator[None]:
     OwnPostgres.forget_template()
 
 
-@pytest.fixture(autouse=True)
-def _log_is_written(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a test logs in process is captured with it, and not printed into the next one."""
+@pytest.fixture(scope="session", autouse=True)
+def _log_is_written_at_once() -> Iterator[None]:
+    """So that a flush after each phase of each test takes no time."""
     import todo
 
-    monkeypatch.setattr(todo, "LOG_DELAY", 0.0)
-    yield
-    for handler in todo.log.handlers:
-        handler.flush()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(todo, "LOG_DELAY", 0.0)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +149,14 @@ def database_url(postgres: Database) -> Iterator[str]:
 def empty_database(postgres: Database) -> Iterator[str]:
     """A database without the table."""
     url = postgres.create_database()
+    yield url
+    postgres.drop_database(url)
+
+
+@pytest.fixture
+def fresh_database(postgres: Database) -> Iterator[str]:
+    """A database with the table, of this test's own."""
+    url = postgres.create_database(schema=True)
     yield url
     postgres.drop_database(url)
 
@@ -151,14 +231,19 @@ def serve(database_url: str) -> Iterator[Serve]:
         yield factory
 
 
+@pytest.fixture(scope="module")
+def server(database_url: str) -> Iterator[Server]:
+    """A real `python todo.py` process that the tests of a file share."""
+    with support.servers(database_url) as serve:
+        yield serve()
+
+
 @pytest.fixture
-def own_postgres() -> Iterator[Callable[..., OwnPostgres]]:
+def own_postgres() -> Iterator[NewPostgres]:
     """A factory of PostgreSQL servers that a test may stop, kill and fill."""
     with ExitStack() as stack:
 
         def start(**settings: object) -> OwnPostgres:
-            server = OwnPostgres(**settings)
-            stack.callback(server.remove)
-            return server.start()
+            return stack.enter_context(OwnPostgres(**settings))
 
         yield start

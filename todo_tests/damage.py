@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import psutil
+import psycopg
 
 from todo_tests.support import ORIGIN, OwnPostgres, bearer, eventually, free_port, new_user
 
@@ -268,6 +269,13 @@ async def soon(fact: Callable[[], Awaitable[Any]], *, within: float, why: str) -
         assert time.monotonic() < start + within, why
         await asyncio.sleep(0.02)
     return time.monotonic() - start
+
+
+def stored(database_url: str, user: str) -> list[str]:
+    """The titles of the user's tasks, as the database has them."""
+    with psycopg.connect(database_url) as connection:
+        rows = connection.execute("select title from tasks where user_id = %s", (user,))
+        return [title for (title,) in rows]
 
 
 def served(caller: Caller) -> Callable[[], Awaitable[bool]]:

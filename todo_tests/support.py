@@ -60,6 +60,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def listens(url: str, **headers: str) -> bool:
+    """Whether a server answers there, whatever it says."""
+    try:
+        httpx.get(url, headers=headers, verify=False, timeout=30)
+    except httpx.TransportError:
+        return False
+    return True
+
+
 def eventually(fact: Callable[[], object], *, within: float = 10.0, why: str = "") -> Any:
     """The first true value of `fact`, asked again and again for so many seconds."""
     deadline = time.monotonic() + within
@@ -98,6 +107,26 @@ class Database:
         if schema:
             self.execute((ROOT / "schema.sql").read_text("utf-8"), database_url=url)
         return url
+
+    def set_default(self, url: str, setting: str, value: str) -> None:
+        """Set what new connections to the database begin with; the value as SQL has it."""
+        name = urllib.parse.urlsplit(url).path.removeprefix("/")
+        self.execute(f"alter database {name} set {setting} = {value}")
+
+    def cut_connections(self, url: str) -> int:
+        """End all connections to the database, as Neon does on every suspend; how many there were.
+
+        They are gone when it returns.
+        """
+        others = (
+            "from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+        )
+        with psycopg.connect(url, autocommit=True) as connection:
+            cut = connection.execute(f"select pid, pg_terminate_backend(pid) {others}").fetchall()
+            pids = [pid for pid, _ in cut]
+            remain = f"select {others} and pid = any(%s)"
+            eventually(lambda: not connection.execute(remain, (pids,)).rowcount)
+        return len(pids)
 
     def drop_database(self, url: str) -> None:
         """Drop a database that `create_database` made."""
@@ -249,6 +278,16 @@ class OwnPostgres(Database):
         self.stop("immediate")
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+NewPostgres = Callable[..., OwnPostgres]
+LOCKED_TABLE = "lock table tasks in access exclusive mode"
+
 
 class Relay:
     """A TCP relay in front of a server that counts network round trips.
@@ -385,6 +424,7 @@ class Server:
 
 
 Serve = Callable[..., Server]
+WORKERS = ("1", "2")
 
 
 def assert_refused(server: Server, *words: str, within: float = 30.0) -> None:

@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from todo_tests.support import (
     TITLE_REQUIRED,
     Server,
     plain_environment,
-    servers,
     token,
 )
 
@@ -40,12 +38,6 @@ def run(*command: object, cwd: Path) -> str:
     )
     assert finished.returncode == 0, finished.stdout + finished.stderr
     return finished.stdout
-
-
-@pytest.fixture(scope="module")
-def server(database_url: str) -> Iterator[Server]:
-    with servers(database_url) as serve:
-        yield serve()
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,9 +64,14 @@ class Run(NamedTuple):
     walked: set[tuple[str, int]]  # operation and status of the stateful phase
 
 
-@pytest.fixture(scope="module")
-def run(postgres: Database, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The README's command, but for the address and two reports, against a server of its own."""
+@pytest.fixture(scope="module", autouse=True)
+def command(
+    postgres: Database, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """The README's command, but for the address and two reports, against a server of its own.
+
+    It runs while the other tests do. With it comes the folder of its reports.
+    """
     readme = (ROOT / "README.md").read_text("utf-8")
     pattern = r"^BETTER_AUTH_SECRET=\$\(cat (\S+)\) \S+/(schemathesis .*)http://127.0.0.1:8000$"
     [(secret, command)] = re.findall(pattern, readme, re.MULTILINE)
@@ -74,22 +79,35 @@ def run(postgres: Database, tmp_path_factory: pytest.TempPathFactory) -> Run:
     program, *arguments = shlex.split(command)
     folder = tmp_path_factory.mktemp("schemathesis")
     url = postgres.create_database(schema=True)
-    with servers(url) as serve:
+    with servers(url) as serve, (folder / "said").open("wb") as said:
         server = serve(files=("todo.py", "openapi.yaml"))
-        finished = subprocess.run(
+        process = subprocess.Popen(
             [
                 *(Path(sys.executable).parent / program, *arguments, server.url),
                 *(f"--report-{kind}-path={folder / kind}" for kind in ("json", "ndjson")),
             ],
             cwd=ROOT,
             env=plain_environment(BETTER_AUTH_SECRET=SECRET),
-            capture_output=True,
-            text=True,
-            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
         )
+        try:
+            yield process, folder
+        finally:
+            process.kill()
+            process.wait()
     postgres.drop_database(url)
-    print(finished.stdout)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+@pytest.fixture(scope="module")
+def run(command: tuple[subprocess.Popen[bytes], Path]) -> Run:
+    """What it reported at its end."""
+    process, folder = command
+    code = process.wait()
+    said = (folder / "said").read_text("utf-8")
+    print(said)
+    assert code == 0, said
     requests: Counter[tuple[str, str, str]] = Counter()
     walked = set()
     for line in (folder / "ndjson").read_text("utf-8").splitlines():
@@ -102,31 +120,6 @@ def run(postgres: Database, tmp_path_factory: pytest.TempPathFactory) -> Run:
                 interaction = scenario["recorder"]["interactions"][name]
                 walked.add((operation, interaction["response"]["status_code"]))
     return Run(json.loads((folder / "json").read_text("utf-8")), requests, walked)
-
-
-def test_the_command_of_the_readme_finds_nothing(run: Run) -> None:
-    """SC-007: examples, each limit's both sides, random valid and invalid requests, walks."""
-    report = run.report
-    assert report["failures"] == report["errors"] == []
-    assert {name: warning for name, warning in report["warnings"].items() if warning} == {}
-    assert {phase["status"] for phase in report["phases"].values()} == {"success"}
-    assert report["operations"]["tested"] == len(OPERATIONS)
-    assert report["test_cases"]["generated"] >= 1500
-
-
-@pytest.mark.parametrize("operation", OF_TASKS)
-def test_each_operation_is_sent_enough_of_each_kind(run: Run, operation: str) -> None:
-    sent = {kind: run.requests[*kind, operation] for kind in LEAST}
-    print(operation, sent)
-    assert {kind: count for kind, count in sent.items() if count < LEAST[kind]} == {}
-
-
-def test_links_lead_from_operation_to_operation(run: Run) -> None:
-    """What was created can be had, what was deleted cannot."""
-    succeeded = {operation for operation, status in run.walked if 200 <= status < 300}
-    missed = {operation for operation, status in run.walked if status == 404}
-    assert succeeded == set(OF_TASKS)
-    assert missed == {operation for operation in OF_TASKS if "{id}" in operation}
 
 
 # Every promise of the contract, seen once
@@ -252,3 +245,31 @@ def test_each_promise_is_kept_at_least_once_and_nothing_else_is_seen(
         shown = sorted(fact.removeprefix(name) for fact in witness.facts if fact.startswith(name))
         print(f"{name}:{','.join(shown)}")
     assert DECLARED - witness.facts == set()
+
+
+# How the command ended
+
+
+def test_the_command_of_the_readme_finds_nothing(run: Run) -> None:
+    """SC-007: examples, each limit's both sides, random valid and invalid requests, walks."""
+    report = run.report
+    assert report["failures"] == report["errors"] == []
+    assert {name: warning for name, warning in report["warnings"].items() if warning} == {}
+    assert {phase["status"] for phase in report["phases"].values()} == {"success"}
+    assert report["operations"]["tested"] == len(OPERATIONS)
+    assert report["test_cases"]["generated"] >= 1500
+
+
+@pytest.mark.parametrize("operation", OF_TASKS)
+def test_each_operation_is_sent_enough_of_each_kind(run: Run, operation: str) -> None:
+    sent = {kind: run.requests[*kind, operation] for kind in LEAST}
+    print(operation, sent)
+    assert {kind: count for kind, count in sent.items() if count < LEAST[kind]} == {}
+
+
+def test_links_lead_from_operation_to_operation(run: Run) -> None:
+    """What was created can be had, what was deleted cannot."""
+    succeeded = {operation for operation, status in run.walked if 200 <= status < 300}
+    missed = {operation for operation, status in run.walked if status == 404}
+    assert succeeded == set(OF_TASKS)
+    assert missed == {operation for operation in OF_TASKS if "{id}" in operation}

@@ -42,18 +42,19 @@ from todo_tests.damage import (
     together,
 )
 from todo_tests.support import (
+    LOCKED_TABLE,
     ORIGIN,
+    WORKERS,
     Database,
+    NewPostgres,
     OwnPostgres,
     Relay,
     Serve,
     Server,
-    eventually,
     free_port,
     new_user,
 )
 
-NewPostgres = Callable[..., OwnPostgres]
 ONE_SHAPE = {**ON_EVERY_ANSWER, "access-control-allow-origin": ORIGIN}
 
 
@@ -72,20 +73,6 @@ def titles(postgres: OwnPostgres, url: str) -> Counter[str]:
     return Counter(
         title for (title,) in postgres.execute("select title from tasks", database_url=url)
     )
-
-
-def cut_idle(admin: psycopg.Connection[Any], url: str) -> int:
-    """What Neon does on every suspend. Returns how many connections there were."""
-    name = urllib.parse.urlsplit(url).path[1:]
-    rows = admin.execute(
-        "select pid from pg_stat_activity"
-        " where case when datname = %s then pg_terminate_backend(pid) end",
-        (name,),
-    ).fetchall()
-    cut = [pid for (pid,) in rows]
-    remain = "select from pg_stat_activity where pid = any(%s)"
-    eventually(lambda: not admin.execute(remain, (cut,)).fetchall())
-    return len(cut)
 
 
 # What waits: it runs from the start, in a thread of its own, while the other tests go on
@@ -132,7 +119,7 @@ async def outage(postgres: OwnPostgres, busy: Server, idle: Server, seconds: flo
 
 
 async def outages(postgres: OwnPostgres, serve: Serve) -> dict[float, Outage]:
-    url = await asyncio.to_thread(postgres.start().create_database, schema=True)
+    url = await asyncio.to_thread(postgres.create_database, schema=True)
     settings = {"DB_TIMEOUT": "2"}
     busy, idle = [await asyncio.to_thread(serve, settings, database_url=url) for _ in range(2)]
     return {seconds: await outage(postgres, busy, idle, seconds) for seconds in (1.0, 20.0)}
@@ -170,7 +157,6 @@ async def locked_out(
         return *await ended(server.process, within=25.0), server
 
 
-LOCKED_TABLE = "lock table tasks in access exclusive mode"
 LOCKED_OUT: dict[str, tuple[str, ...]] = {
     "serve": (LOCKED_TABLE,),
     "init-db": (LOCKED_TABLE, "init-db"),
@@ -181,21 +167,21 @@ LOCKED_OUT: dict[str, tuple[str, ...]] = {
     "check": (LOCKED_TABLE, "check"),
 }
 NOBODY = f"postgresql://someone:a-password@127.0.0.1:{free_port()}/todo"
-WORKERS = ("1", "2")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def waits(postgres: Database) -> Iterator[AllAtOnce]:
-    own = OwnPostgres()
-    with support.servers(NOBODY) as serve:
-        with AllAtOnce(
+    with (
+        OwnPostgres() as own,
+        support.servers(NOBODY) as serve,
+        AllAtOnce(
             outages=outages(own, serve),
             released=released(postgres, serve, LOCKED_TABLE),
             **{workers: given_up(serve, workers) for workers in WORKERS},
             **{name: locked_out(postgres, serve, *how) for name, how in LOCKED_OUT.items()},
-        ) as all_at_once:
-            yield all_at_once
-        own.remove()
+        ) as all_at_once,
+    ):
+        yield all_at_once
 
 
 # Idle connections
@@ -210,13 +196,10 @@ def test_no_request_sees_that_idle_connections_were_cut_again_and_again(
     server = serve({"DB_POOL_SIZE": "8"}, database_url=url)
     lives = [Life(server.port, seed) for seed in range(24)]
 
-    async def rounds() -> int:
-        with psycopg.connect(postgres.url, autocommit=True) as admin:
-            for _ in range(15):
-                await together(life.steps(3) for life in lives)
-                cut = cut_idle(admin, url)
-                assert cut >= 1
-        return cut
+    async def rounds() -> None:
+        for _ in range(15):
+            await together(life.steps(3) for life in lives)
+            assert postgres.cut_connections(url) >= 1
 
     asyncio.run(rounds())
     assert max(life.slowest for life in lives) < 1.0
@@ -242,13 +225,12 @@ async def test_a_request_is_one_round_trip_and_one_statement_after_a_cut_too(
         assert wire.said(b"SQ") == 10, "one round trip a request"
         assert wire.said(b"P") == 0, "prepared by now"
 
-        with psycopg.connect(postgres.url, autocommit=True) as admin:
-            for _ in range(5):
-                assert cut_idle(admin, url) >= 1
-                await asyncio.sleep(0.2)  # the relay passes it on
-                wire.spoken.clear()
-                assert (await caller.ask("GET", str(task["id"]))).body == task
-                assert wire.said(b"EQ") == 1, "no extra statement after the cut"
+        for _ in range(5):
+            assert postgres.cut_connections(url) >= 1
+            await asyncio.sleep(0.2)  # the relay passes it on
+            wire.spoken.clear()
+            assert (await caller.ask("GET", str(task["id"]))).body == task
+            assert wire.said(b"EQ") == 1, "no extra statement after the cut"
 
 
 KEEPALIVES = {
@@ -472,7 +454,7 @@ def test_a_locked_table_is_a_timeout_for_all_and_costs_no_connection(
         waits = []
         for _ in range(3):
             with psycopg.connect(url) as locker, psycopg.connect(url, autocommit=True) as watcher:
-                locker.execute("lock table tasks in access exclusive mode")
+                locker.execute(LOCKED_TABLE)
                 answers = await together(
                     caller.ask(*request) for caller, request in zip(callers, requests, strict=True)
                 )
@@ -580,9 +562,8 @@ async def lose() -> AsyncIterator[Lose]:
 
     Returns its answer, how often its statement was sent, the task before, the tasks afterwards.
     """
-    postgres = await asyncio.to_thread(OwnPostgres().start)
-    url = postgres.create_database(schema=True)
-    with support.servers(url) as serve:
+    with OwnPostgres() as postgres, support.servers(postgres.url) as serve:
+        url = postgres.create_database(schema=True)
         async with Wire(postgres.port).laid() as wire:
             server = await asyncio.to_thread(serve, database_url=wire.url(url))
 
@@ -602,7 +583,6 @@ async def lose() -> AsyncIterator[Lose]:
                 return answer, sent, before, after.body
 
             yield lose
-    postgres.remove()
 
 
 @pytest.mark.parametrize("answered", MOMENTS.values(), ids=MOMENTS)
@@ -662,13 +642,11 @@ async def test_a_write_whose_row_came_before_the_shutdown_is_never_repeated(lose
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
 @pytest.mark.slow
 async def test_in_any_isolation_the_last_write_wins(
-    postgres: Database, serve: Serve, isolation: str
+    postgres: Database, fresh_database: str, serve: Serve, isolation: str
 ) -> None:
     """Edge case: Concurrent Task Updates. The isolation is the database's own default."""
-    url = postgres.create_database(schema=True)
-    name = urllib.parse.urlsplit(url).path[1:]
-    postgres.execute(f"alter database {name} set default_transaction_isolation = '{isolation}'")
-    server = await asyncio.to_thread(serve, database_url=url)
+    postgres.set_default(fresh_database, "default_transaction_isolation", f"'{isolation}'")
+    server = await asyncio.to_thread(serve, database_url=fresh_database)
     owners = [Caller(server.port) for _ in range(3)]
     shared = [await owner.create("Shared") for owner in owners]
     neighbours = [await owner.create("Neighbour") for owner in owners]
@@ -698,7 +676,6 @@ async def test_in_any_isolation_the_last_write_wins(
         assert states == {True: (count + 1) // 2, False: count // 2}
         left = (await owner.ask("GET", "")).body
         assert [each["completed"] for each in left] == [False, count % 2 == 1]
-    postgres.drop_database(url)
 
 
 DEFAULTS = {
@@ -714,13 +691,11 @@ DEFAULTS = {
 
 @pytest.mark.slow
 async def test_whatever_a_database_sets_by_default_the_answers_are_the_same(
-    postgres: Database, serve: Serve
+    postgres: Database, fresh_database: str, serve: Serve
 ) -> None:
-    url = postgres.create_database(schema=True)
-    name = urllib.parse.urlsplit(url).path[1:]
     for setting, value in DEFAULTS.items():
-        postgres.execute(f"alter database {name} set {setting} = {value}")
-    server = await asyncio.to_thread(serve, {"DB_POOL_SIZE": "4"}, database_url=url)
+        postgres.set_default(fresh_database, setting, value)
+    server = await asyncio.to_thread(serve, {"DB_POOL_SIZE": "4"}, database_url=fresh_database)
     lives = [Life(server.port, seed) for seed in range(8)]
     await together(life.steps(25) for life in lives)
     await asyncio.sleep(1.5)
@@ -730,25 +705,20 @@ async def test_whatever_a_database_sets_by_default_the_answers_are_the_same(
     support.assert_task(task, user_id=owner.user, title="Buy groceries")
     created = datetime.fromisoformat(task["created_at"])
     assert abs(time.time() - created.timestamp()) < 10
-    postgres.drop_database(url)
 
 
 @pytest.mark.slow
 async def test_a_database_that_only_reads_is_one_that_is_away_for_writes(
-    postgres: Database, serve: Serve
+    postgres: Database, fresh_database: str, serve: Serve
 ) -> None:
     """A hot standby, or one whose owner has set it so."""
-    url = postgres.create_database(schema=True)
-    name = urllib.parse.urlsplit(url).path[1:]
-    server = await asyncio.to_thread(serve, {"DB_POOL_SIZE": "1"}, database_url=url)
-    postgres.execute(f"alter database {name} set default_transaction_read_only = on")
-    with psycopg.connect(postgres.url, autocommit=True) as admin:
-        cut_idle(admin, url)
+    server = await asyncio.to_thread(serve, {"DB_POOL_SIZE": "1"}, database_url=fresh_database)
+    postgres.set_default(fresh_database, "default_transaction_read_only", "on")
+    postgres.cut_connections(fresh_database)
     caller = Caller(server.port)
     assert (await caller.ask("GET", "")).body == []
     is_error(await caller.ask("POST", "", {"title": "x"}), DATABASE_UNAVAILABLE, within=2.0)
     assert "Traceback" not in server.stderr()
-    postgres.drop_database(url)
 
 
 REFUSE = """
@@ -783,49 +753,49 @@ REPEATABLE = {
     ],
 )
 async def test_a_write_that_postgresql_asks_to_repeat_is_repeated_until_it_is_done(
-    postgres: Database, serve: Serve, refuse: str, sqlstate: str
+    postgres: Database, fresh_database: str, serve: Serve, refuse: str, sqlstate: str
 ) -> None:
     """Every write is refused three times."""
-    url = postgres.create_database(schema=True)
-    server = await asyncio.to_thread(serve, database_url=url)
+    server = await asyncio.to_thread(serve, database_url=fresh_database)
     caller = Caller(server.port)
     task = await caller.create()
-    postgres.execute(refuse.format(times=4, sqlstate=sqlstate), database_url=url)
+    postgres.execute(refuse.format(times=4, sqlstate=sqlstate), database_url=fresh_database)
     answers = [
         await caller.ask(method, path.format(id=task["id"]), *body)
         for method, path, *body in WRITES.values()
     ]
     assert [answer.status for answer in answers] == [201, 200, 200, 204]
     assert (await caller.ask("GET", "")).body == [answers[0].body]
-    assert postgres.execute("select last_value from tries", database_url=url) == [(16,)]
-    postgres.drop_database(url)
+    assert postgres.execute("select last_value from tries", database_url=fresh_database) == [(16,)]
 
 
 @pytest.mark.slow
 async def test_a_write_that_is_never_done_is_a_timeout_and_no_storm(
-    postgres: Database, serve: Serve
+    postgres: Database, fresh_database: str, serve: Serve
 ) -> None:
-    url = postgres.create_database(schema=True)
-    server = await asyncio.to_thread(serve, {"DB_TIMEOUT": "1"}, database_url=url)
+    server = await asyncio.to_thread(serve, {"DB_TIMEOUT": "1"}, database_url=fresh_database)
     refuse = REFUSE.format(times=10**9, sqlstate="40001")
-    postgres.execute(refuse, database_url=url)
+    postgres.execute(refuse, database_url=fresh_database)
     is_error(
         await Caller(server.port).ask("POST", "", {"title": "x"}), DATABASE_TIMEOUT, within=2.0
     )
-    [(tries,)] = postgres.execute("select last_value from tries", database_url=url)
+    [(tries,)] = postgres.execute("select last_value from tries", database_url=fresh_database)
     print(f"tried {tries} times within 1 s")
     assert 2 <= tries < 500
-    postgres.drop_database(url)
 
 
 @pytest.mark.slow
-async def test_a_write_that_loses_a_deadlock_is_repeated(postgres: Database, serve: Serve) -> None:
+async def test_a_write_that_loses_a_deadlock_is_repeated(
+    postgres: Database, fresh_database: str, serve: Serve
+) -> None:
     """With somebody's migration, which holds the row and then wants the table."""
-    url = postgres.create_database(schema=True)
-    server = await asyncio.to_thread(serve, database_url=url)
+    server = await asyncio.to_thread(serve, database_url=fresh_database)
     caller = Caller(server.port)
     task = await caller.create()
-    with psycopg.connect(url) as migration, psycopg.connect(url, autocommit=True) as watcher:
+    with (
+        psycopg.connect(fresh_database) as migration,
+        psycopg.connect(fresh_database, autocommit=True) as watcher,
+    ):
         migration.execute("select from tasks for update")
         toggle = asyncio.create_task(caller.ask("PATCH", f"{task['id']}/complete"))
 
@@ -838,7 +808,6 @@ async def test_a_write_that_loses_a_deadlock_is_repeated(postgres: Database, ser
     answer = await toggle
     assert answer.status == 200, answer
     assert answer.body["completed"] is True
-    postgres.drop_database(url)
 
 
 # A table that changes

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import random
 import re
 import shutil
 import signal
@@ -35,6 +36,7 @@ from todo_tests.support import (
     free_port,
     path_of,
     plain_environment,
+    servers,
 )
 
 pytestmark = pytest.mark.slow
@@ -43,12 +45,30 @@ Dev = Callable[..., Server]
 CREATING = "Creating a database, once"
 
 
-@pytest.fixture
-def dev(serve: Serve) -> Callable[..., Server]:
-    """A factory of `python todo.py dev` with nothing configured, in a new folder or a given one."""
+@pytest.fixture(scope="module")
+def used() -> Iterator[Path]:
+    """A folder in which `dev` has made its database, and ended."""
+    with servers("") as serve:
+        server = serve(NO_SETTINGS, args=("dev",), files=ALL_FILES, wait=False)
+        printed(server)
+        assert interrupt(server) == 0
+        yield server.folder
 
-    def start(folder: Path | None = None, *, wait: bool = True, **given: str | None) -> Server:
-        files = ALL_FILES if folder is None else ()
+
+@pytest.fixture
+def dev(serve: Serve, used: Path, tmp_path: Path) -> Dev:
+    """A factory of `python todo.py dev` with nothing configured.
+
+    It starts in a copy of a folder that it has used, in a `new` one, or in that which is given.
+    """
+
+    def start(
+        folder: Path | None = None, *, new: bool = False, wait: bool = True, **given: str | None
+    ) -> Server:
+        files = ALL_FILES if new else ()
+        if folder is None and not new:
+            folder = Path(tempfile.mkdtemp(dir=tmp_path))
+            subprocess.run(["cp", "-a", f"{used}/.", folder], check=True)
         variables = {**NO_SETTINGS, **given}
         server = serve(variables, args=("dev",), files=files, folder=folder, wait=False)
         if wait:
@@ -217,7 +237,7 @@ def interrupt_after(seconds: float, server: Server) -> int:
 
 def test_ctrl_c_at_any_moment_of_the_first_start_breaks_nothing(dev: Dev) -> None:
     """Neither a half-made database nor a server is left, and no traceback is shown."""
-    server, moment, reached = dev(wait=False), 0.01, set()
+    server, moment, reached = dev(new=True, wait=False), 0.01, set()
     while "API" not in reached:
         assert interrupt_after(moment, server) in {0, -signal.SIGINT}
         assert "Traceback" not in server.stderr()
@@ -232,7 +252,7 @@ def test_ctrl_c_at_any_moment_of_the_first_start_breaks_nothing(dev: Dev) -> Non
 
 
 def test_the_first_start_says_at_once_what_takes_its_time(dev: Dev) -> None:
-    first = dev(wait=False)
+    first = dev(new=True, wait=False)
     eventually(lambda: CREATING in first.stdout(), within=10)
     assert not (first.folder / ".todo-dev/postgres").exists()
     printed(first)
@@ -252,6 +272,7 @@ def test_the_end_of_dev_is_the_end_of_its_postgres(
     dev: Dev, number: signal.Signals, workers: str
 ) -> None:
     server = dev(WORKERS=workers)
+    server.log_lines("settings from", count=int(workers))
     postgres = postmaster(server)
     os.killpg(server.process.pid, number)
     assert server.wait() == 0
@@ -288,7 +309,7 @@ def test_a_start_after_kill_9_has_all_tasks(dev: Dev, also: bool) -> None:
 
 
 def test_two_in_one_folder_share_the_database_and_the_last_stops_it(dev: Dev) -> None:
-    first = dev(wait=False)
+    first = dev(new=True, wait=False)
     second = dev(first.folder, wait=False)
     printed(first)
     printed(second)
@@ -417,9 +438,9 @@ def test_a_folder_that_refuses_is_said_in_one_sentence(as_daemon: Callable[..., 
 def test_a_port_in_use_is_said_before_anything_is_started_with_the_line_that_helps(
     dev: Dev, serve: Serve
 ) -> None:
-    port = free_port()
-    while not is_free(port + 1):
-        port = free_port()
+    port = 0
+    while not (port and is_free(port) and is_free(port + 1)):
+        port = random.randrange(20_000, 32_000)  # below those that connections take
     first = dev(PORT=str(port))
     second = dev(PORT=str(first.port), wait=False)
     assert_refused(second, f"PORT {first.port}", "Address already in use")

@@ -12,7 +12,7 @@ from todo_tests.support import SECRET, Serve, new_user
 
 pytestmark = pytest.mark.slow
 
-SECONDS = 60.0
+SECONDS = 20.0
 CALLERS = 100
 EARLY, LATE = 5_000, 30_000  # requests
 GROWTH = 1.1

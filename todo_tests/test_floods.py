@@ -16,7 +16,6 @@ import psutil
 import psycopg
 import pytest
 
-from todo_tests import support
 from todo_tests.damage import (
     HEADERS_TOO_LARGE,
     AllAtOnce,
@@ -31,19 +30,13 @@ from todo_tests.damage import (
     soon,
     together,
 )
-from todo_tests.support import Server
+from todo_tests.support import Serve, Server
 
 pytestmark = pytest.mark.slow
 
 KIB, MIB = 2**10, 2**20
 DROPPED_WITHIN = 31.0  # the promise is 30 s; the last one is for a busy machine
 BODY = json.dumps({"title": "Half a task"}).encode()
-
-
-@pytest.fixture(scope="module")
-def server(database_url: str) -> Iterator[Server]:
-    with support.servers(database_url) as serve:
-        yield serve()
 
 
 # Those that wait
@@ -250,23 +243,22 @@ FLOODS = {
 
 
 @pytest.mark.parametrize("kind", FLOODS)
-def test_a_flood_is_cut_off_and_fills_no_memory(database_url: str, kind: str) -> None:
-    with support.servers(database_url) as serve:
-        server = serve()
-        asyncio.run(Life(server.port).steps(100))
+def test_a_flood_is_cut_off_and_fills_no_memory(serve: Serve, kind: str) -> None:
+    server = serve()
+    asyncio.run(Life(server.port).steps(100))
 
-        async def two() -> list[bytes]:
-            return await together(flood(server.port, *FLOODS[kind]) for _ in range(2))
+    async def two() -> list[bytes]:
+        return await together(flood(server.port, *FLOODS[kind]) for _ in range(2))
 
-        with peak_rss(server.process.pid) as growth:
-            said = asyncio.run(two())
-        assert growth[0] < 15.0
-        print(f"{kind}: grew by {growth[0]:.1f} MiB, said {sorted(each[9:12] for each in said)}")
-        for each in filter(None, said):
-            [answer] = asyncio.run(answers_in(each))
-            if "body" not in kind and "trailers" not in kind and "chunk" not in kind:
-                is_last(answer, 431, HEADERS_TOO_LARGE)
-        assert asyncio.run(Caller(server.port).ask("GET", "/healthz")).status == 200
+    with peak_rss(server.process.pid) as growth:
+        said = asyncio.run(two())
+    assert growth[0] < 15.0
+    print(f"{kind}: grew by {growth[0]:.1f} MiB, said {sorted(each[9:12] for each in said)}")
+    for each in filter(None, said):
+        [answer] = asyncio.run(answers_in(each))
+        if "body" not in kind and "trailers" not in kind and "chunk" not in kind:
+            is_last(answer, 431, HEADERS_TOO_LARGE)
+    assert asyncio.run(Caller(server.port).ask("GET", "/healthz")).status == 200
 
 
 def huge_value(size: int) -> bytes:
@@ -311,39 +303,45 @@ def in_use(pid: int) -> tuple[int, int]:
     return process.num_fds(), process.num_threads()
 
 
-async def test_those_who_hang_up_leave_nothing_behind(server: Server, database_url: str) -> None:
+async def test_those_who_hang_up_leave_nothing_behind(serve: Serve, database_url: str) -> None:
     """In the head, in the body, before the answer, and while the database is busy for them."""
-    with support.servers(database_url) as serve:
-        server = await asyncio.to_thread(serve, {"DB_POOL_SIZE": "4", "DB_TIMEOUT": "3"})
-        await together(Life(server.port, seed).steps(10) for seed in range(8))
-        caller = Caller(server.port)
-        task = await caller.create()
-        await caller.close()
-        hold = "select from tasks where id = %s for update"
-        toggle = caller.request("PATCH", f"{task['id']}/complete")
-        body = a_body(caller, Content_Length=len(BODY))
-        leavers = [toggle[:30], toggle[:-2], body, body + BODY[:-1], caller.head("GET", "")]
+    server = await asyncio.to_thread(serve, {"DB_POOL_SIZE": "4", "DB_TIMEOUT": "3"})
+    await together(Life(server.port, seed).steps(10) for seed in range(8))
+    caller = Caller(server.port)
+    task = await caller.create()
+    await caller.close()
+    hold = "select from tasks where id = %s for update"
+    toggle = caller.request("PATCH", f"{task['id']}/complete")
+    body = a_body(caller, Content_Length=len(BODY))
+    leavers = [toggle[:30], toggle[:-2], body, body + BODY[:-1], caller.head("GET", "")]
 
-        await asyncio.sleep(0.5)
-        before = in_use(server.process.pid)
-        for _ in range(3):
-            await together(caller.leave(request, after=0.01) for request in leavers * 20)
-        with psycopg.connect(database_url) as locker:
-            locker.execute(hold, (task["id"],))
-            await together(caller.leave(toggle, after=0.3) for _ in range(30))
+    await asyncio.sleep(0.5)
+    before = in_use(server.process.pid)
+    for _ in range(3):
+        await together(caller.leave(request, after=0.01) for request in leavers * 20)
+    with psycopg.connect(database_url) as locker:
+        locker.execute(hold, (task["id"],))
+        await together(caller.leave(toggle, after=0.3) for _ in range(30))
 
-        async def as_before() -> bool:
-            now = in_use(server.process.pid)
-            return now[0] <= before[0] + 2 and now[1] <= before[1]
+    async def as_before() -> bool:
+        now = in_use(server.process.pid)
+        return now[0] <= before[0] + 2 and now[1] <= before[1]
 
-        await soon(as_before, within=10.0, why="descriptors or threads are left")
-        # All four connections to the database are there for others, at once.
-        lives = [Life(server.port, seed) for seed in range(8)]
-        await together(life.steps(10) for life in lives)
-        assert max(life.slowest for life in lives) < 1.0
-        titles = [task["title"] for task in (await caller.ask("GET", "")).body]
-        assert titles == ["Buy groceries"], "half a body was stored"
-        assert "Traceback" not in server.stderr()
+    await soon(as_before, within=10.0, why="descriptors or threads are left")
+    # All four connections to the database are there for others, at once.
+    lives = [Life(server.port, seed) for seed in range(8)]
+    await together(life.steps(10) for life in lives)
+    assert max(life.slowest for life in lives) < 1.0
+    titles = [task["title"] for task in (await caller.ask("GET", "")).body]
+    assert titles == ["Buy groceries"], "half a body was stored"
+    assert "Traceback" not in server.stderr()
+
+
+async def test_who_reads_nothing_does_not_keep_the_server_from_ending(serve: Serve) -> None:
+    server = serve()
+    async with who_reads_nothing(server):
+        assert await asyncio.to_thread(server.stop, within=14.0) == 0
+    assert "Traceback" not in server.stderr()
 
 
 # How the waiting ended
@@ -377,14 +375,6 @@ def test_an_answer_that_nobody_reads_is_dropped(waits: AllAtOnce) -> None:
     seconds = waits["unread"]
     assert 20.0 < seconds < 55.0
     print(f"dropped after {seconds:.1f} s")
-
-
-async def test_who_reads_nothing_does_not_keep_the_server_from_ending(database_url: str) -> None:
-    with support.servers(database_url) as serve:
-        server = serve()
-        async with who_reads_nothing(server):
-            assert await asyncio.to_thread(server.stop, within=14.0) == 0
-        assert "Traceback" not in server.stderr()
 
 
 def test_the_log_of_all_this_holds_no_traceback(waits: AllAtOnce, server: Server) -> None:

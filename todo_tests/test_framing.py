@@ -12,14 +12,13 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import psycopg
 import pytest
 
-from todo_tests import support
 from todo_tests.damage import (
     BAD_REQUEST,
     HEADERS_TOO_LARGE,
@@ -34,19 +33,13 @@ from todo_tests.damage import (
     read_to_end,
     together,
 )
-from todo_tests.support import Server, token
+from todo_tests.support import Serve, Server, path_of, token
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: testserver\r\n"
 POST = b"POST /healthz HTTP/1.1\r\nHost: testserver\r\n"  # 405
 LAST = GET + b"Connection: close\r\n\r\n"
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: testserver\r\n\r\n"  # 404
 TITLE = json.dumps({"title": "Whole"}).encode()
-
-
-@pytest.fixture(scope="module")
-def server(database_url: str) -> Iterator[Server]:
-    with support.servers(database_url) as serve:
-        yield serve()
 
 
 async def answers(port: int, *packets: bytes) -> list[Answer]:
@@ -134,7 +127,7 @@ async def test_a_body_behind_an_upgrade_is_no_request_wherever_it_is_cut(
 ) -> None:
     victim, caller = Caller(server.port), upgrading(server.port, known=known)
     task = await victim.create("Kept")
-    forged = f"DELETE {support.path_of(victim.user, task['id'])} HTTP/1.1\r\nHost: testserver\r\n"
+    forged = f"DELETE {path_of(victim.user, task['id'])} HTTP/1.1\r\nHost: testserver\r\n"
     forged += f"Authorization: Bearer {token(victim.user)}\r\n\r\n"
     request = with_body(caller, "", TITLE if status == 201 else forged.encode(), coding)
     body = request.index(b"\r\n\r\n")
@@ -178,7 +171,7 @@ async def test_curl_may_ask_for_http_2(server: Server) -> None:
     caller = Caller(server.port)
     command = f"""curl -sS --http2 -w %{{http_code}} -H 'Content-Type: application/json'
         -H 'Authorization: {caller.headers["Authorization"]}' -d '{TITLE.decode()}'
-        {server.url}{support.path_of(caller.user)}"""
+        {server.url}{path_of(caller.user)}"""
     said = await asyncio.to_thread(subprocess.check_output, shlex.split(command), text=True)
     assert said.endswith("201")
     assert await titles(caller) == ["Whole"]
@@ -253,7 +246,7 @@ async def test_behind_a_proxy_everybody_gets_their_own_answers(
         victims = [Caller(port) for _ in range(3)]
         tasks = [await victim.create(f"Of {victim.user}") for victim in victims]
         for victim, task in zip(victims, tasks, strict=True):
-            body = ATTACKS[kind](support.path_of(victim.user, task["id"]))
+            body = ATTACKS[kind](path_of(victim.user, task["id"]))
             reader, writer = await stranger.connect()
             writer.write(with_body(stranger, "", body, coding))
             async with asyncio.timeout(5):
@@ -346,44 +339,42 @@ def pipeline(port: int, seconds: float, size: int, pause: float) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "pause"), READERS.values(), ids=READERS)
 async def test_a_pipeline_without_end_fills_no_memory_and_delays_nobody(
-    database_url: str, size: int, pause: float
+    serve: Serve, size: int, pause: float
 ) -> None:
-    with support.servers(database_url) as serve:
-        server = serve()
-        caller = Caller(server.port)
-        await caller.create()
-        waits = []
-        with peak_rss(server.process.pid) as growth:
-            flood = asyncio.create_task(asyncio.to_thread(pipeline, server.port, 10.0, size, pause))
-            while not flood.done():
-                answer = await caller.ask("GET", "")
-                assert answer.status == 200
-                waits.append(answer.seconds)
-                await asyncio.sleep(0.01)
-        await flood
-        print(f"grew by {growth[0]:.1f} MiB, the longest of {len(waits)} waits {max(waits):.2f} s")
-        assert growth[0] < 60.0
-        assert max(waits) < 0.6
+    server = serve()
+    caller = Caller(server.port)
+    await caller.create()
+    waits = []
+    with peak_rss(server.process.pid) as growth:
+        flood = asyncio.create_task(asyncio.to_thread(pipeline, server.port, 5.0, size, pause))
+        while not flood.done():
+            answer = await caller.ask("GET", "")
+            assert answer.status == 200
+            waits.append(answer.seconds)
+            await asyncio.sleep(0.01)
+    await flood
+    print(f"grew by {growth[0]:.1f} MiB, the longest of {len(waits)} waits {max(waits):.2f} s")
+    assert growth[0] < 60.0
+    assert max(waits) < 0.6
 
 
-async def test_a_flood_behind_junk_fills_no_memory(database_url: str) -> None:
+async def test_a_flood_behind_junk_fills_no_memory(serve: Serve, database_url: str) -> None:
     """While the good request before it waits for the database."""
-    with support.servers(database_url) as serve:
-        server = await asyncio.to_thread(serve, {"DB_TIMEOUT": "3"})
-        caller = Caller(server.port)
-        task = await caller.create()
-        toggle = caller.request("PATCH", f"{task['id']}/complete")
-        with psycopg.connect(database_url) as locker, peak_rss(server.process.pid) as growth:
-            locker.execute("select from tasks where id = %s for update", (task["id"],))
-            _, writer = await asyncio.open_connection("127.0.0.1", server.port)
-            writer.write(toggle + b"\0")
-            with suppress(ConnectionError, TimeoutError):
-                async with asyncio.timeout(2.0):
-                    while True:
-                        writer.write(b"a" * 2**16)
-                        await writer.drain()
-        writer.transport.abort()
-        assert growth[0] < 15.0
+    server = await asyncio.to_thread(serve, {"DB_TIMEOUT": "3"})
+    caller = Caller(server.port)
+    task = await caller.create()
+    toggle = caller.request("PATCH", f"{task['id']}/complete")
+    with psycopg.connect(database_url) as locker, peak_rss(server.process.pid) as growth:
+        locker.execute("select from tasks where id = %s for update", (task["id"],))
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(toggle + b"\0")
+        with suppress(ConnectionError, TimeoutError):
+            async with asyncio.timeout(2.0):
+                while True:
+                    writer.write(b"a" * 2**16)
+                    await writer.drain()
+    writer.transport.abort()
+    assert growth[0] < 15.0
 
 
 # Expect
@@ -527,7 +518,7 @@ async def test_what_does_not_stay_gets_one_answer_and_the_end(
 async def test_a_trailer_is_no_header(server: Server) -> None:
     """RFC 9110 section 6.5.1: what a proxy has looked at is all that counts."""
     caller = Caller(server.port)
-    head = f"GET {support.path_of(caller.user)} HTTP/1.1\r\nHost: testserver\r\n"
+    head = f"GET {path_of(caller.user)} HTTP/1.1\r\nHost: testserver\r\n"
     trailer = f"0\r\nAuthorization: {caller.headers['Authorization']}\r\nX-Request-ID: late\r\n\r\n"
     request = f"{head}Transfer-Encoding: chunked\r\n\r\n{trailer}".encode()
     for cut in (len(request), len(head), request.index(b"0\r\nA"), request.index(b"late")):

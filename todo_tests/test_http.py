@@ -17,6 +17,7 @@ from todo_tests.support import (
     BEARER,
     COMPLETED,
     ERRORS,
+    LOCKED_TABLE,
     NOT_JSON,
     ORIGIN,
     SECRET,
@@ -29,6 +30,8 @@ from todo_tests.support import (
     Server,
     assert_error,
     bearer,
+    eventually,
+    listens,
     new_user,
     path_of,
     servers,
@@ -644,35 +647,30 @@ failures = pytest.mark.parametrize("code", FAILURES)
 @pytest.fixture(scope="module")
 def failed() -> Iterator[tuple[dict[str, httpx.Response], str]]:
     """One answer of each failure of the database, and what the log says by then."""
-    postgres = OwnPostgres().start()
-    url = postgres.create_database(schema=True)
     user, answers = new_user(), {}
 
     def fail(code: str, path: str) -> None:
         headers = {**bearer(user), "Origin": ORIGIN, "X-Request-ID": f"id-{code}"}
         answers[code] = httpx.get(server.url + path, headers=headers)
 
-    try:
+    with OwnPostgres() as postgres:
+        url = postgres.create_database(schema=True)
         with servers(url.replace("postgres@", f"postgres:{PASSWORD}@")) as serve:
             server = serve({"DB_TIMEOUT": "0.5"})
             postgres.execute("alter table tasks rename to gone", database_url=url)
             fail("INTERNAL_ERROR", path_of(user))
             postgres.execute("alter table gone rename to tasks", database_url=url)
             with psycopg.connect(url) as connection:
-                connection.execute("lock table tasks in access exclusive mode")
+                connection.execute(LOCKED_TABLE)
                 fail("DATABASE_TIMEOUT", path_of(user))
             postgres.stop("immediate")
             fail("DATABASE_UNAVAILABLE", path_of(user))
             fail("NOT_READY", "/readyz")
             assert httpx.get(f"{server.url}/healthz").status_code == 200
             postgres.start()
-            deadline = time.monotonic() + 5
-            while httpx.get(f"{server.url}/readyz").status_code != 200:
-                assert time.monotonic() < deadline
+            eventually(lambda: httpx.get(f"{server.url}/readyz").status_code == 200, within=5.0)
             assert httpx.get(server.url + path_of(user), headers=bearer(user)).json() == []
             yield answers, server.stderr()
-    finally:
-        postgres.remove()
 
 
 @failures
@@ -837,17 +835,16 @@ def test_the_client_in_a_line_is_an_address_or_nobody(
 
 @pytest.mark.slow
 def test_a_callers_text_in_an_exception_forges_no_line(
-    postgres: Database, serve: Serve, user: str
+    postgres: Database, fresh_database: str, serve: Serve, user: str
 ) -> None:
     """Design 4, logs: a database that quotes the title in its error; tracebacks stay indented."""
-    url = postgres.create_database(schema=True)
     postgres.execute(
         "create function quote_title() returns trigger language plpgsql as"
         " $$ begin raise exception '%', new.title; end $$;"
         "create trigger quote before insert on tasks for each row execute function quote_title()",
-        database_url=url,
+        database_url=fresh_database,
     )
-    server = serve(database_url=url)
+    server = serve(database_url=fresh_database)
     headers = {**bearer(user), "X-Request-ID": user}
     response = httpx.post(server.url + path_of(user), json={"title": FORGED}, headers=headers)
     assert_error(response, "INTERNAL_ERROR")
@@ -856,8 +853,6 @@ def test_a_callers_text_in_an_exception_forges_no_line(
     assert "INFO forged" in log, "the exception is not there as a whole"
     assert [line for line in log.splitlines() if not re.match(rf"{STAMP} \S|    ", line)] == []
     assert [line for line in log.splitlines() if line.startswith("2026-01-01")] == []
-    server.stop()
-    postgres.drop_database(url)
 
 
 def test_no_secret_is_ever_logged(http: httpx.Client, server: Server, user: str) -> None:
@@ -884,24 +879,16 @@ def test_all_lines_of_the_log_have_one_form(http: httpx.Client, server: Server) 
 
 
 @pytest.mark.slow
-def test_a_higher_log_level_leaves_requests_out(database_url: str) -> None:
+def test_a_higher_log_level_leaves_requests_out(serve: Serve) -> None:
     """LOG_LEVEL."""
-    with servers(database_url) as serve:
-        server = serve({"LOG_LEVEL": "WARNING"}, wait=False)
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                httpx.get(f"{server.url}/healthz", headers={"X-Request-ID": "quiet"})
-                break
-            except httpx.ConnectError:
-                assert server.process.poll() is None, server.stderr()
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-        httpx.get(server.url + path_of("u"), headers={"X-Request-ID": "loud"})
-        [line] = server.log_lines("request=loud ")
-        assert " WARNING " in line
-        assert "quiet" not in server.stderr()
-        assert " INFO " not in server.stderr()
+    server = serve({"LOG_LEVEL": "WARNING"}, wait=False)
+    quiet = {"X-Request-ID": "quiet"}
+    eventually(lambda: listens(f"{server.url}/healthz", **quiet), within=20.0)
+    httpx.get(server.url + path_of("u"), headers={"X-Request-ID": "loud"})
+    [line] = server.log_lines("request=loud ")
+    assert " WARNING " in line
+    assert "quiet" not in server.stderr()
+    assert " INFO " not in server.stderr()
 
 
 # Completeness
@@ -927,14 +914,12 @@ async def test_a_line_end_is_part_of_the_path(account: Account, path: str) -> No
 
 @pytest.mark.slow
 async def test_a_time_out_of_the_servers_own_is_a_time_out(
-    postgres: Database, serve: Serve, user: str
+    postgres: Database, fresh_database: str, serve: Serve, user: str
 ) -> None:
     """Edge case: Database Query Timeout; Neon's roles have a statement_timeout."""
-    url = postgres.create_database(schema=True)
-    name = url.split("?")[0].rsplit("/", 1)[1]
-    postgres.execute(f"alter database {name} set statement_timeout = 100")
-    server = serve(database_url=url)
-    with psycopg.connect(url) as other:
+    postgres.set_default(fresh_database, "statement_timeout", "100")
+    server = serve(database_url=fresh_database)
+    with psycopg.connect(fresh_database) as other:
         other.execute("lock table tasks")
         response = httpx.get(server.url + path_of(user), headers=bearer(user))
     assert_error(response, "DATABASE_TIMEOUT")

@@ -7,8 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -29,13 +31,17 @@ from todo_tests.damage import (
     ended,
     jwks,
     soon,
+    stored,
     together,
 )
 from todo_tests.support import (
     AUTH_URL,
+    LOCKED_TABLE,
     ROOT,
     SECRET,
+    WORKERS,
     Database,
+    NewPostgres,
     OwnPostgres,
     Serve,
     Server,
@@ -46,9 +52,6 @@ from todo_tests.support import (
 )
 
 pytestmark = pytest.mark.slow
-
-NewPostgres = Callable[..., OwnPostgres]
-WORKERS = ("1", "2")
 
 
 def workers_of(server: Server) -> list[psutil.Process]:
@@ -74,12 +77,6 @@ async def refused(server: Server) -> bool:
 def clean(server: Server) -> None:
     assert "Traceback" not in server.stderr()
     assert " ERROR " not in server.stderr()
-
-
-def stored(database_url: str, user: str) -> list[str]:
-    with psycopg.connect(database_url) as connection:
-        rows = connection.execute("select title from tasks where user_id = %s", (user,))
-        return [title for (title,) in rows]
 
 
 # What waits: it runs from the start, in a thread of its own, while the other tests go on
@@ -115,22 +112,23 @@ async def hang(server: Server) -> End:
 
 
 async def hangs(postgres: OwnPostgres, serve: Serve) -> dict[str, End]:
-    url = await asyncio.to_thread(postgres.start().create_database, schema=True)
+    url = await asyncio.to_thread(postgres.create_database, schema=True)
     settings = [{"WORKERS": workers, "DB_TIMEOUT": "60"} for workers in WORKERS]
     servers = [await asyncio.to_thread(serve, each, database_url=url) for each in settings]
     with psycopg.connect(url) as locker:
-        locker.execute("lock table tasks in access exclusive mode")
+        locker.execute(LOCKED_TABLE)
         ends = await together(hang(server) for server in servers)
     return dict(zip(WORKERS, ends, strict=True))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def waits() -> Iterator[AllAtOnce]:
-    postgres = OwnPostgres()
-    with support.servers(postgres.url) as serve:
-        with AllAtOnce(hangs=hangs(postgres, serve)) as all_at_once:
-            yield all_at_once
-        postgres.remove()
+    with (
+        OwnPostgres() as postgres,
+        support.servers(postgres.url) as serve,
+        AllAtOnce(hangs=hangs(postgres, serve)) as all_at_once,
+    ):
+        yield all_at_once
 
 
 # Signals
@@ -374,19 +372,19 @@ async def test_sigterm_ends_a_server_whose_log_nobody_reads(
 # python todo.py check
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def keys() -> Iterator[str]:
     """The URL of a Better Auth that answers with its keys."""
     with jwks() as url:
         yield url
 
 
-def check(
-    tmp_path: Path, environment: Mapping[str, str | None], said: str = ""
-) -> tuple[int, list[str]]:
+Check = tuple[int, list[str]]
+
+
+def check(tmp_path: Path, environment: Mapping[str, str | None], said: str = "") -> Check:
     """Run `python todo.py check`; its exit code and its lines, in which no secret may be."""
-    folder = tmp_path / str(free_port())
-    folder.mkdir()
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
     (folder / "todo.py").write_bytes((ROOT / "todo.py").read_bytes())
     done = subprocess.run(
         [sys.executable, "todo.py", "check"],
@@ -396,7 +394,7 @@ def check(
         capture_output=True,
         text=True,
         errors="surrogateescape",
-        timeout=60,
+        timeout=20,
         check=False,
     )
     text = done.stdout + done.stderr
@@ -413,42 +411,13 @@ def about(lines: list[str], what: str) -> str:
     return found[0]
 
 
-@pytest.fixture
-def environment(database_url: str, keys: str) -> dict[str, str]:
+@pytest.fixture(scope="module")
+def environment(database_url: str, keys: str) -> Mapping[str, str]:
     """Of a service that is all well."""
     return {"NEON_DB_URL": database_url, "BETTER_AUTH_SECRET": SECRET, "BETTER_AUTH_URL": keys}
 
 
-def test_check_finds_all_well(
-    tmp_path: Path, environment: dict[str, str], postgres: Database
-) -> None:
-    code, lines = check(tmp_path, environment)
-    assert code == 0
-    version = str(postgres.execute("show server_version_num")[0][0])[:2]
-    assert re.search(rf"\b{version}\b", about(lines, "PostgreSQL"))
-    assert re.search(r"\d ms", about(lines, "round trip"))
-    assert about(lines, r"\btable\b")
-    assert about(lines, "jwks")
-    assert re.search(r"\bno\b|without|direct", about(lines, "pooler"))
-
-
-@pytest.mark.skipif(Bouncer.program is None, reason="no pgbouncer is installed")
-def test_check_recognises_a_pooler(
-    tmp_path: Path, own_postgres: NewPostgres, environment: dict[str, str]
-) -> None:
-    postgres = own_postgres()
-    url = postgres.create_database(schema=True)
-    _, direct = check(tmp_path, {**environment, "NEON_DB_URL": url})
-    pooler = Bouncer(postgres.port).start()
-    try:
-        code, through = check(tmp_path, {**environment, "NEON_DB_URL": pooler.url(url)})
-    finally:
-        pooler.remove()
-    assert code == 0
-    assert about(through, "pooler") != about(direct, "pooler")
-    assert not re.search(r"\bno\b|without|direct", about(through, "pooler"))
-
-
+# What is set, and what of it is named.
 FAULTS: dict[str, tuple[dict[str, str | None], str]] = {
     "secret-missing": ({"BETTER_AUTH_SECRET": None}, "BETTER_AUTH_SECRET"),
     "secret-short": ({"BETTER_AUTH_SECRET": "a-password"}, "BETTER_AUTH_SECRET"),
@@ -467,28 +436,7 @@ FAULTS: dict[str, tuple[dict[str, str | None], str]] = {
     ),
     "jwks-wrong-page": ({"JWKS_URL": "{keys}/nothing/here"}, "jwks"),
 }
-
-
-@pytest.mark.parametrize(("overrides", "named"), FAULTS.values(), ids=FAULTS)
-def test_check_names_what_is_wrong(
-    tmp_path: Path, environment: dict[str, str], overrides: dict[str, str | None], named: str
-) -> None:
-    keys = environment["BETTER_AUTH_URL"]
-    filled = {name: value and value.format(keys=keys) for name, value in overrides.items()}
-    start = time.monotonic()
-    code, lines = check(tmp_path, {**environment, **filled})
-    assert code == 1
-    assert named.lower() in "\n".join(lines).lower()
-    assert time.monotonic() - start < 20.0
-
-
-def test_check_names_every_faulty_variable(tmp_path: Path) -> None:
-    code, lines = check(tmp_path, {"PORT": "a-password", "BETTER_AUTH_URL": AUTH_URL})
-    assert code == 1
-    for name in ("NEON_DB_URL", "BETTER_AUTH_SECRET", "PORT"):
-        assert name in "\n".join(lines)
-
-
+# What is done to the table, and the pattern of what is said of it.
 TABLES = {
     "missing": ("drop table tasks", "table"),
     "column-missing": ("alter table tasks drop column description", "description"),
@@ -511,80 +459,8 @@ TABLES = {
         r"column title .*; an index .*; an index ",
     ),
 }
-
-
-@pytest.mark.parametrize(("damage", "named"), TABLES.values(), ids=TABLES)
-def test_check_compares_the_table(
-    tmp_path: Path, environment: dict[str, str], postgres: Database, damage: str, named: str
-) -> None:
-    url = postgres.create_database(schema=True)
-    postgres.execute(damage, database_url=url)
-    code, lines = check(tmp_path, {**environment, "NEON_DB_URL": url})
-    postgres.drop_database(url)
-    assert code == 1
-    assert re.search(named, about(lines, r"\btable\b"))
-
-
-@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
-def test_check_names_an_encoding_that_cannot_hold_every_title(
-    tmp_path: Path, environment: dict[str, str], postgres: Database, encoding: str
-) -> None:
-    url = postgres.create_database(schema=True, encoding=encoding)
-    code, lines = check(tmp_path, {**environment, "NEON_DB_URL": url})
-    postgres.drop_database(url)
-    assert code == 1
-    assert re.search("^FAIL .*UTF8", about(lines, encoding))
-
-
-def test_check_accepts_more_than_is_needed(
-    tmp_path: Path, environment: dict[str, str], postgres: Database
-) -> None:
-    """Columns with a default and wider indexes harm nobody."""
-    url = postgres.create_database(schema=True)
-    postgres.execute(
-        "alter table tasks add column more text, add column due date not null default now();"
-        "drop index tasks_user_id_idx; create index on tasks (user_id, id)",
-        database_url=url,
-    )
-    code, lines = check(tmp_path, {**environment, "NEON_DB_URL": url})
-    postgres.drop_database(url)
-    assert (code, about(lines, r"\btable\b")) == (0, "ok    table: as schema.sql describes it")
-
-
-def test_check_prints_the_grant_that_is_missing_and_it_helps(
-    tmp_path: Path, environment: dict[str, str], own_postgres: NewPostgres
-) -> None:
-    """With the least role: it may select, insert, update and delete, and that is enough."""
-    postgres = own_postgres()
-    url = postgres.create_database(schema=True)
-    postgres.execute(
-        'create role "to-do" login; grant select on tasks to "to-do"', database_url=url
-    )
-    environment["NEON_DB_URL"] = url.replace("//postgres@", "//to-do@")
-    code, lines = check(tmp_path, environment)
-    grant = 'grant insert, update, delete on tasks to "to-do";'
-    assert code == 1
-    assert about(lines, r"\btable\b") == (
-        f"FAIL  table: the role may not insert, update, delete: {grant}"
-    )
-    postgres.execute(grant, database_url=url)
-    assert check(tmp_path, environment)[0] == 0
-    with support.servers(environment["NEON_DB_URL"]) as serve:
-        server = serve()
-        asyncio.run(Life(server.port).steps(40))
-
-
-def test_ctrl_c_twice_ends_it_without_a_traceback(serve: Serve) -> None:
-    """While an idle connection has its moment."""
-    server = serve()
-    with httpx.Client() as client:
-        assert client.get(f"{server.url}/healthz").status_code == 200
-        server.process.send_signal(signal.SIGINT)
-        time.sleep(0.4)
-        server.stop(signal.SIGINT)
-    assert "Traceback" not in server.stderr()
-
-
+ENCODINGS = ("LATIN1", "SQL_ASCII")
+# The token, the exit code, and the pattern of what is said of it.
 TOKENS: dict[str, tuple[Callable[[], str], int, str]] = {
     "good": (lambda: token("demo-user"), 0, "demo-user"),
     "with-its-scheme": (lambda: f"Bearer {token('demo-user')}", 0, "demo-user"),
@@ -603,21 +479,158 @@ TOKENS: dict[str, tuple[Callable[[], str], int, str]] = {
 }
 
 
-@pytest.mark.parametrize(("said", "expected", "named"), TOKENS.values(), ids=TOKENS)
-def test_check_says_whose_a_token_is_or_why_it_is_refused(
-    tmp_path: Path,
-    environment: dict[str, str],
-    said: Callable[[], str],
-    expected: int,
-    named: str,
+@pytest.fixture(scope="module", autouse=True)
+def checks(
+    tmp_path_factory: pytest.TempPathFactory,
+    environment: Mapping[str, str],
+    postgres: Database,
+    keys: str,
+) -> Iterator[Mapping[str, Future[Check]]]:
+    """All these, two at a time, from the start; what becomes of them."""
+    folder = tmp_path_factory.mktemp("checks")
+
+    def with_settings(overrides: Mapping[str, str | None]) -> Check:
+        filled = {name: value and value.format(keys=keys) for name, value in overrides.items()}
+        return check(folder, {**environment, **filled})
+
+    def with_table(damage: str, encoding: str = "") -> Check:
+        url = postgres.create_database(schema=True, encoding=encoding)
+        postgres.execute(damage, database_url=url)
+        done = check(folder, {**environment, "NEON_DB_URL": url})
+        postgres.drop_database(url)
+        return done
+
+    pool = ThreadPoolExecutor(2)
+    yield {
+        **{name: pool.submit(with_settings, faulty) for name, (faulty, _) in FAULTS.items()},
+        **{name: pool.submit(with_table, damage) for name, (damage, _) in TABLES.items()},
+        **{name: pool.submit(with_table, "select", name) for name in ENCODINGS},
+        **{
+            name: pool.submit(check, folder, environment, f"{said()}\n")
+            for name, (said, _, _) in TOKENS.items()
+        },
+    }
+    pool.shutdown(cancel_futures=True)
+
+
+def test_check_finds_all_well(
+    tmp_path: Path, environment: Mapping[str, str], postgres: Database
 ) -> None:
-    code, lines = check(tmp_path, environment, said() + "\n")
+    code, lines = check(tmp_path, environment)
+    assert code == 0
+    version = str(postgres.execute("show server_version_num")[0][0])[:2]
+    assert re.search(rf"\b{version}\b", about(lines, "PostgreSQL"))
+    assert re.search(r"\d ms", about(lines, "round trip"))
+    assert about(lines, r"\btable\b")
+    assert about(lines, "jwks")
+    assert re.search(r"\bno\b|without|direct", about(lines, "pooler"))
+
+
+@pytest.mark.skipif(Bouncer.program is None, reason="no pgbouncer is installed")
+def test_check_recognises_a_pooler(
+    tmp_path: Path, own_postgres: NewPostgres, environment: Mapping[str, str]
+) -> None:
+    postgres = own_postgres()
+    url = postgres.create_database(schema=True)
+    _, direct = check(tmp_path, {**environment, "NEON_DB_URL": url})
+    pooler = Bouncer(postgres.port).start()
+    try:
+        code, through = check(tmp_path, {**environment, "NEON_DB_URL": pooler.url(url)})
+    finally:
+        pooler.remove()
+    assert code == 0
+    assert about(through, "pooler") != about(direct, "pooler")
+    assert not re.search(r"\bno\b|without|direct", about(through, "pooler"))
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_check_names_what_is_wrong(checks: Mapping[str, Future[Check]], case: str) -> None:
+    code, lines = checks[case].result()
+    assert code == 1
+    assert FAULTS[case][1].lower() in "\n".join(lines).lower()
+
+
+def test_check_names_every_faulty_variable(tmp_path: Path) -> None:
+    code, lines = check(tmp_path, {"PORT": "a-password", "BETTER_AUTH_URL": AUTH_URL})
+    assert code == 1
+    for name in ("NEON_DB_URL", "BETTER_AUTH_SECRET", "PORT"):
+        assert name in "\n".join(lines)
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_check_compares_the_table(checks: Mapping[str, Future[Check]], case: str) -> None:
+    code, lines = checks[case].result()
+    assert code == 1
+    assert re.search(TABLES[case][1], about(lines, r"\btable\b"))
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_check_names_an_encoding_that_cannot_hold_every_title(
+    checks: Mapping[str, Future[Check]], encoding: str
+) -> None:
+    code, lines = checks[encoding].result()
+    assert code == 1
+    assert re.search("^FAIL .*UTF8", about(lines, encoding))
+
+
+def test_check_accepts_more_than_is_needed(
+    tmp_path: Path, environment: Mapping[str, str], postgres: Database, fresh_database: str
+) -> None:
+    """Columns with a default and wider indexes harm nobody."""
+    postgres.execute(
+        "alter table tasks add column more text, add column due date not null default now();"
+        "drop index tasks_user_id_idx; create index on tasks (user_id, id)",
+        database_url=fresh_database,
+    )
+    code, lines = check(tmp_path, {**environment, "NEON_DB_URL": fresh_database})
+    assert (code, about(lines, r"\btable\b")) == (0, "ok    table: as schema.sql describes it")
+
+
+def test_check_prints_the_grant_that_is_missing_and_it_helps(
+    tmp_path: Path, environment: Mapping[str, str], own_postgres: NewPostgres, serve: Serve
+) -> None:
+    """With the least role: it may select, insert, update and delete, and that is enough."""
+    postgres = own_postgres()
+    url = postgres.create_database(schema=True)
+    postgres.execute(
+        'create role "to-do" login; grant select on tasks to "to-do"', database_url=url
+    )
+    environment = {**environment, "NEON_DB_URL": url.replace("//postgres@", "//to-do@")}
+    code, lines = check(tmp_path, environment)
+    grant = 'grant insert, update, delete on tasks to "to-do";'
+    assert code == 1
+    assert about(lines, r"\btable\b") == (
+        f"FAIL  table: the role may not insert, update, delete: {grant}"
+    )
+    postgres.execute(grant, database_url=url)
+    assert check(tmp_path, environment)[0] == 0
+    server = serve(database_url=environment["NEON_DB_URL"])
+    asyncio.run(Life(server.port).steps(40))
+
+
+def test_ctrl_c_twice_ends_it_without_a_traceback(serve: Serve) -> None:
+    """While an idle connection has its moment."""
+    server = serve()
+    with httpx.Client() as client:
+        assert client.get(f"{server.url}/healthz").status_code == 200
+        server.process.send_signal(signal.SIGINT)
+        time.sleep(0.4)
+        server.stop(signal.SIGINT)
+    assert "Traceback" not in server.stderr()
+
+
+@pytest.mark.parametrize("case", TOKENS)
+def test_check_says_whose_a_token_is_or_why_it_is_refused(
+    checks: Mapping[str, Future[Check]], case: str
+) -> None:
+    _, expected, named = TOKENS[case]
+    code, lines = checks[case].result()
     assert code == expected
     assert re.search(named, about(lines, r"\btoken\b"), re.IGNORECASE)
 
 
 def test_check_says_what_to_set_for_a_token_of_another_aud_or_iss(
-    tmp_path: Path, environment: dict[str, str]
+    tmp_path: Path, environment: Mapping[str, str]
 ) -> None:
     """The value found, the one wanted, and the variable."""
     issuer = {"JWT_ISSUER": "https://issuer.example"}
@@ -640,7 +653,7 @@ SILENT = {
 
 @pytest.mark.parametrize(("stdin", "redirection"), SILENT.values(), ids=SILENT)
 def test_check_needs_no_token(
-    tmp_path: Path, environment: dict[str, str], stdin: int, redirection: str
+    tmp_path: Path, environment: Mapping[str, str], stdin: int, redirection: str
 ) -> None:
     (tmp_path / "todo.py").write_bytes((ROOT / "todo.py").read_bytes())
     with subprocess.Popen(

@@ -33,21 +33,16 @@ select (select sum(seq_tup_read) from pg_stat_user_tables)
 @pytest.fixture(scope="module")
 def uneven() -> Iterator[tuple[Server, OwnPostgres, str]]:
     """A server, its PostgreSQL, and the database, in which two of three users have it all."""
-    postgres = OwnPostgres(autovacuum="off").start()
-    url = postgres.create_database(schema=True)
-    postgres.execute(SEED, database_url=url)
-    with servers(url) as serve:
-        yield serve(), postgres, url
-    postgres.remove()
+    with OwnPostgres(autovacuum="off") as postgres:
+        url = postgres.create_database(schema=True)
+        postgres.execute(SEED, database_url=url)
+        with servers(url) as serve:
+            yield serve(), postgres, url
 
 
 def rows_read(postgres: OwnPostgres, url: str) -> int:
     """How many rows and index entries were read so far, counted when a connection ends."""
-    postgres.execute(
-        "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
-        " where datname = current_database() and pid <> pg_backend_pid()",
-        database_url=url,
-    )
+    postgres.cut_connections(url)
     return int(postgres.execute(ROWS_READ, database_url=url)[0][0])
 
 

@@ -20,7 +20,7 @@ from todo_tests.damage import (
     soon,
     together,
 )
-from todo_tests.support import OwnPostgres, Serve, Server
+from todo_tests.support import LOCKED_TABLE, OwnPostgres, Serve, Server
 
 pytestmark = [
     pytest.mark.slow,
@@ -32,11 +32,8 @@ NewBouncer = Callable[..., Bouncer]
 
 @pytest.fixture(scope="module")
 def pooled() -> Iterator[OwnPostgres]:
-    server = OwnPostgres()
-    try:
-        yield server.start()
-    finally:
-        server.remove()
+    with OwnPostgres() as server:
+        yield server
 
 
 @pytest.fixture
@@ -126,7 +123,7 @@ def test_a_locked_table_is_a_timeout_through_the_pooler_too(
 
     async def lock(number: int) -> None:
         with psycopg.connect(url) as locker:
-            locker.execute("lock table tasks in access exclusive mode")
+            locker.execute(LOCKED_TABLE)
             for answer in await together(caller.ask("GET", "") for caller in callers[:number]):
                 assert (answer.status, answer.body) == (500, DATABASE_TIMEOUT)
                 assert answer.seconds < 3.0

@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from todo_tests.support import ROOT, SECRET, Account, OwnPostgres, Relay, bearer, new_user
+from todo_tests.better_auth import api
+from todo_tests.support import ROOT, Account, OwnPostgres, Relay, bearer, new_user
 
 JSON = {"Content-Type": "application/json"}
 TOO_LARGE = b"x" * 70_000
@@ -66,11 +67,8 @@ cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.fixture(scope="module")
 def watched() -> Iterator[OwnPostgres]:
     """A PostgreSQL that logs every statement of every connection, transaction control included."""
-    postgres = OwnPostgres(log_statement="all", log_parameter_max_length=0)
-    try:
-        yield postgres.start()
-    finally:
-        postgres.remove()
+    with OwnPostgres(log_statement="all", log_parameter_max_length=0) as postgres:
+        yield postgres
 
 
 @pytest.fixture(scope="module")
@@ -80,23 +78,12 @@ def relay(watched: OwnPostgres) -> Iterator[Relay]:
 
 
 @pytest.fixture(scope="module")
-async def open_client(watched: OwnPostgres, relay: Relay) -> AsyncIterator[httpx.AsyncClient]:
+async def open_client(
+    make_settings: Any, watched: OwnPostgres, relay: Relay
+) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an app with a single connection, which goes through the relay."""
-    import todo
-
-    settings = todo.Settings(
-        _env_file=None,
-        neon_db_url=relay.url(watched.create_database(schema=True)),
-        better_auth_secret=SECRET,
-        better_auth_url="http://localhost:3000",
-        db_pool_size=1,
-    )
-    app = todo.create_app(settings)
-    transport = httpx.ASGITransport(app)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://testserver") as client,
-    ):
+    url = relay.url(watched.create_database(schema=True))
+    async with api(make_settings(neon_db_url=url, db_pool_size=1)) as client:
         yield client
 
 

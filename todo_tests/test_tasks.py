@@ -3,13 +3,14 @@
 import asyncio
 import urllib.parse
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import httpx
 import psycopg
 import pytest
 
+from todo_tests.better_auth import api
 from todo_tests.support import (
-    SECRET,
     Account,
     Database,
     assert_error,
@@ -357,30 +358,18 @@ async def test_100_users_at_once_are_served_without_an_error(client: httpx.Async
 # Times
 
 
-async def test_times_are_utc_whatever_the_database_is_set_to(postgres: Database) -> None:
+async def test_times_are_utc_whatever_the_database_is_set_to(
+    postgres: Database, fresh_database: str, make_settings: Any
+) -> None:
     """Design 4, times: RFC 3339 with `Z` and always six digits."""
-    import todo
-
-    url = postgres.create_database(schema=True)
-    name = urllib.parse.urlsplit(url).path.removeprefix("/")
-    postgres.execute(f"alter database {name} set timezone = 'Asia/Kolkata'")
-    postgres.execute(f"alter database {name} set datestyle = 'SQL, DMY'")
+    postgres.set_default(fresh_database, "timezone", "'Asia/Kolkata'")
+    postgres.set_default(fresh_database, "datestyle", "'SQL, DMY'")
     postgres.execute(
         "insert into tasks (user_id, title, created_at, updated_at)"
         " values ('a', 'A', '2026-02-08T10:00:00+00', '2026-02-08T10:00:00.12+00')",
-        database_url=url,
+        database_url=fresh_database,
     )
-    settings = todo.Settings(
-        _env_file=None,
-        neon_db_url=url,
-        better_auth_secret=SECRET,
-        better_auth_url="http://localhost:3000",
-    )
-    app = todo.create_app(settings)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://t") as client,
-    ):
+    async with api(make_settings(neon_db_url=fresh_database)) as client:
         account = Account(client, "a")
         [task] = await account.tasks()
         assert task["created_at"] == "2026-02-08T10:00:00.000000Z"
@@ -388,4 +377,3 @@ async def test_times_are_utc_whatever_the_database_is_set_to(postgres: Database)
         updated = (await account.send("PUT", task["id"], json={"title": "B"})).json()
         age = datetime.now(UTC) - datetime.fromisoformat(updated["updated_at"])
         assert abs(age) < timedelta(seconds=5)
-    postgres.drop_database(url)

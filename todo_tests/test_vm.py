@@ -29,7 +29,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from todo_tests.better_auth import missing
-from todo_tests.damage import Life, jwks
+from todo_tests.damage import AllAtOnce, Life, jwks
 from todo_tests.support import (
     AUTH_URL,
     ROOT,
@@ -41,6 +41,7 @@ from todo_tests.support import (
     bearer,
     eventually,
     free_port,
+    listens,
     path_of,
     plain_environment,
     token,
@@ -96,15 +97,14 @@ class Systemd:
         inherited = self.listener.fileno()
         with (self.folder / "journal").open("ab") as journal:
             self.process = subprocess.Popen(
-                self.command,
+                ["bash", "-c", f'exec "$0" "$@" 3<&{inherited} {inherited}<&-', *self.command],
                 cwd="/",
                 env={**settings, "PATH": "/usr/bin", "LISTEN_FDS": "1", "LISTEN_PID": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=journal,
                 stderr=journal,
                 start_new_session=True,
-                preexec_fn=lambda: os.dup2(inherited, 3),  # noqa: PLW1509 no thread of ours waits
-                pass_fds=(3,),
+                pass_fds=(inherited,),
             )
 
     def stop(self) -> int:
@@ -180,11 +180,13 @@ def test_the_service_serves_on_the_socket_that_systemd_holds(
     systemd.start()
     assert httpx.get(f"{systemd.url}/readyz", timeout=30).json() == {"status": "ready"}
     assert f"listening on {systemd.url}" in systemd.journal
+    eventually(lambda: systemd.journal.count("settings from") == int(workers))
     assert systemd.stop() == 0
     with socket.create_connection(systemd.listener.getsockname(), timeout=30) as waiting:
         waiting.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         systemd.start()
         assert waiting.recv(4096).startswith(b"HTTP/1.1 200 OK")
+    eventually(lambda: systemd.journal.count("settings from") == 2 * int(workers))
     assert systemd.stop() == 0
     assert "Traceback" not in systemd.journal
 
@@ -192,6 +194,103 @@ def test_the_service_serves_on_the_socket_that_systemd_holds(
 def test_a_descriptor_that_is_no_socket_is_refused(serve: Serve) -> None:
     server = serve({"LISTEN_FDS": "1"}, wait=False)
     assert_refused(server, "cannot listen")
+
+
+# The commands as written: installations, which go on while the other tests run
+
+
+def run_as_written(block: str, folder: Path, **environment: str) -> str:
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block],
+        cwd=folder,
+        env=plain_environment(**environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def first_command(folder: Path) -> None:
+    """In a fresh copy; it is seen to be alive long before it serves."""
+    for name in ("todo.py", "schema.sql", "openapi.yaml", ".requirements-run.txt"):
+        shutil.copy(ROOT / name, folder)
+    port, start = free_port(), time.monotonic()
+    with (folder / "said").open("wb") as said:
+        process = subprocess.Popen(
+            ["bash", "-c", commands("todo.py dev").rstrip()],
+            cwd=folder,
+            env=plain_environment(PORT=str(port), HOME=str(folder)),
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            start_new_session=True,
+        )
+
+    def text() -> str:
+        return (folder / "said").read_text("utf-8", "replace")
+
+    try:
+        eventually(text, within=30)
+        alive = time.monotonic() - start
+        eventually(lambda: "curl" in text() or process.poll(), within=300, why=text())
+        serving = time.monotonic() - start
+        again = commands("todo.py token")
+        header = {"Authorization": f"Bearer {run_as_written(again, folder).strip()}"}
+        answer = httpx.get(f"http://127.0.0.1:{port}{path_of('alice')}", headers=header)
+        assert (answer.status_code, answer.json()) == (200, [])
+    finally:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(20)
+    size = sum(each.stat().st_size for each in (folder / ".venv").rglob("*") if each.is_file())
+    assert size < 200 * 2**20
+    print(f"alive after {alive:.1f} s, serves after {serving:.1f} s, {size / 2**20:.0f} MiB")
+
+
+def commands_for_a_vm(copy: Path, database_url: str) -> None:
+    """From a fresh copy to a service that systemd would start."""
+    place = copy.parent
+    folder, values = place / "srv/todo", {"NEON_DB_URL": database_url}
+    copy.mkdir()
+    for name in ("todo.py", "schema.sql", "openapi.yaml", ".requirements-run.txt", ".env.example"):
+        shutil.copy(ROOT / name, copy)
+    values["BETTER_AUTH_SECRET"] = SECRET
+    editor = place / "editor"
+    with jwks() as auth:
+        values["BETTER_AUTH_URL"] = auth
+        edits = "".join(f"s|^{name}=.*|{name}={value}|;" for name, value in values.items())
+        editor.write_text(f"#!/bin/sh\nsed -i '{edits}' \"$1\"\n")
+        editor.chmod(0o755)
+        block = commands("init-db").replace("/srv/todo", str(folder))
+        said = run_as_written(block, copy, EDITOR=str(editor), HOME=str(place))
+    findings = said.partition("the table is as schema.sql describes it\n")[2].splitlines()
+    assert len(findings) == 6
+    assert all(line.startswith("ok ") for line in findings), findings
+    systemd = Systemd(folder, free_port(), str(folder / ".venv/bin/python"))
+    try:
+        systemd.start()
+        answer = httpx.get(f"{systemd.url}/readyz", timeout=30)
+        assert answer.json() == {"status": "ready"}
+        assert httpx.get(f"{systemd.url}/docs").status_code == 200
+        assert systemd.stop() == 0
+    finally:
+        systemd.close()
+    assert oct((folder / ".env").stat().st_mode & 0o777) == "0o600"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installations(
+    postgres: Database, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[AllAtOnce]:
+    new, url = tmp_path_factory.mktemp, postgres.create_database()
+    with AllAtOnce(
+        first_command=asyncio.to_thread(first_command, new("first")),
+        commands_for_a_vm=asyncio.to_thread(commands_for_a_vm, new("vm") / "copy", url),
+    ) as all_at_once:
+        yield all_at_once
+    postgres.drop_database(url)
 
 
 # Proxies
@@ -397,14 +496,6 @@ def test_an_upgrade_and_the_way_back_fail_no_request(
     print(f"{requests} requests, {failed} failed in three restarts")
 
 
-def listens(url: str) -> bool:
-    try:
-        httpx.get(url, verify=False, timeout=30)
-    except httpx.TransportError:
-        return False
-    return True
-
-
 # Backup
 
 
@@ -439,87 +530,9 @@ def test_a_backup_is_restored(
     asyncio.run(Life(server.port).steps(40))
 
 
-# The commands as written
+# How the installations ended
 
 
-def run_as_written(block: str, folder: Path, **environment: str) -> str:
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block],
-        cwd=folder,
-        env=plain_environment(**environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
-
-
-def test_the_first_command_runs_as_written(tmp_path: Path) -> None:
-    """In a fresh copy; it is seen to be alive long before it serves."""
-    for name in ("todo.py", "schema.sql", "openapi.yaml", ".requirements-run.txt"):
-        shutil.copy(ROOT / name, tmp_path)
-    port, start = free_port(), time.monotonic()
-    with (tmp_path / "said").open("wb") as said:
-        process = subprocess.Popen(
-            ["bash", "-c", commands("todo.py dev").rstrip()],
-            cwd=tmp_path,
-            env=plain_environment(PORT=str(port), HOME=str(tmp_path)),
-            stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
-            start_new_session=True,
-        )
-
-    def text() -> str:
-        return (tmp_path / "said").read_text("utf-8", "replace")
-
-    try:
-        eventually(text, within=30)
-        alive = time.monotonic() - start
-        eventually(lambda: "curl" in text() or process.poll(), within=300, why=text())
-        serving = time.monotonic() - start
-        again = commands("todo.py token")
-        header = {"Authorization": f"Bearer {run_as_written(again, tmp_path).strip()}"}
-        answer = httpx.get(f"http://127.0.0.1:{port}{path_of('alice')}", headers=header)
-        assert (answer.status_code, answer.json()) == (200, [])
-    finally:
-        os.killpg(process.pid, signal.SIGINT)
-        process.wait(20)
-    size = sum(each.stat().st_size for each in (tmp_path / ".venv").rglob("*") if each.is_file())
-    assert size < 200 * 2**20
-    print(f"alive after {alive:.1f} s, serves after {serving:.1f} s, {size / 2**20:.0f} MiB")
-
-
-def test_the_commands_for_a_vm_run_as_written(
-    tmp_path: Path, postgres: Database, empty_database: str
-) -> None:
-    """From a fresh copy to a service that systemd would start."""
-    folder, values = tmp_path / "srv/todo", {"NEON_DB_URL": empty_database}
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    for name in ("todo.py", "schema.sql", "openapi.yaml", ".requirements-run.txt", ".env.example"):
-        shutil.copy(ROOT / name, copy)
-    values["BETTER_AUTH_SECRET"] = SECRET
-    editor = tmp_path / "editor"
-    with jwks() as auth:
-        values["BETTER_AUTH_URL"] = auth
-        edits = "".join(f"s|^{name}=.*|{name}={value}|;" for name, value in values.items())
-        editor.write_text(f"#!/bin/sh\nsed -i '{edits}' \"$1\"\n")
-        editor.chmod(0o755)
-        block = commands("init-db").replace("/srv/todo", str(folder))
-        said = run_as_written(block, copy, EDITOR=str(editor), HOME=str(tmp_path))
-    findings = said.partition("the table is as schema.sql describes it\n")[2].splitlines()
-    assert len(findings) == 6
-    assert all(line.startswith("ok ") for line in findings), findings
-    systemd = Systemd(folder, free_port(), str(folder / ".venv/bin/python"))
-    try:
-        systemd.start()
-        answer = httpx.get(f"{systemd.url}/readyz", timeout=30)
-        assert answer.json() == {"status": "ready"}
-        assert httpx.get(f"{systemd.url}/docs").status_code == 200
-        assert systemd.stop() == 0
-    finally:
-        systemd.close()
-    assert oct((folder / ".env").stat().st_mode & 0o777) == "0o600"
+@pytest.mark.parametrize("name", ["first_command", "commands_for_a_vm"])
+def test_the_commands_run_as_written(installations: AllAtOnce, name: str) -> None:
+    installations[name]
