@@ -96,6 +96,7 @@ from collections.abc import (
     Sequence,
     Sized,
 )
+from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
@@ -706,6 +707,21 @@ def _fetch_jwks(url: str) -> Keys:
     return keys
 
 
+async def _in_daemon_thread(fetch: Callable[[], Keys]) -> Keys:
+    """What fetch returns. The end of the process waits for asyncio's own threads, not for this."""
+    result: Future[Keys] = Future()
+    result.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            result.set_result(fetch())
+        except Exception as exc:  # noqa: BLE001 it is raised by the other thread
+            result.set_exception(exc)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await asyncio.wrap_future(result)
+
+
 class KeySet:
     """Better Auth's public keys, fetched when a token needs them."""
 
@@ -749,7 +765,7 @@ class KeySet:
             await asyncio.sleep(self.next_fetch_at - loop.time())
             # It covers a slow resolver and TLS handshake too, unlike the deadline in the thread.
             async with asyncio.timeout(JWKS_TIMEOUT):
-                self.keys = await asyncio.to_thread(_fetch_jwks, self.url)
+                self.keys = await _in_daemon_thread(partial(_fetch_jwks, self.url))
             self.failed, self.fetched_at = False, loop.time()
             self.refresh_at = self.fetched_at + KEYS_FRESH
         except JWKS_FAULTS as exc:
@@ -872,7 +888,9 @@ class TokenVerifier:
 # Connections: batches of queries by libpq's own asynchronous calls, one round trip each.
 
 KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}  # seconds
-RECONNECT_PAUSE = 0.25  # seconds between attempts to connect while the database is away
+RECONNECT_PAUSE = 0.25  # seconds between attempts to connect while there is no connection
+GROWTH_PAUSE = 5.0  # seconds between those for one more
+RESET = select.POLLERR | select.POLLHUP
 
 # PostgreSQL's errors by SQLSTATE, as psycopg names them; some are raised here in its place.
 ConnectionLost = errors.ConnectionFailure
@@ -911,7 +929,8 @@ class Query:
         self.owner = values.get("owner")
         self.deadline = deadline  # in the loop's time
         self.prepare = True
-        self.batched = False  # a round trip with other reads
+        self.batched = False  # with other reads
+        self.turn = 0  # by which queries wait for a connection
         self.lost = False  # whether it has lost a connection
         self.start()
 
@@ -946,15 +965,18 @@ class Connection(psycopg.AsyncConnection[Any]):
 
     @classmethod
     async def connect(  # type: ignore[override] # only the pool calls it
-        cls, conninfo: str, failed: Callable[[psycopg.Error], None], **options: Any
+        cls, conninfo: str, failed: Callable[[psycopg.Error], float], **options: Any
     ) -> Self:
-        """Connect, however often it takes; the pool alone would pause longer after each failure."""
+        """Connect, however often it takes; `failed` gives the seconds until the next attempt.
+
+        The pool alone would pause longer after each failure.
+        """
         while True:
             try:
                 return await super().connect(conninfo, **options)
             except psycopg.Error as exc:
-                failed(exc)
-            await asyncio.sleep(RECONNECT_PAUSE)
+                pause = failed(exc)
+            await asyncio.sleep(pause)
 
     def start_reading(self, batch_ended: Callable[[Connection, Sequence[Query]], None]) -> None:
         """Begin to read what the server sends; call back when a batch is over, or it is lost."""
@@ -1024,22 +1046,27 @@ class Connection(psycopg.AsyncConnection[Any]):
             self.pgconn.consume_input()
             if not self.queries:
                 raise psycopg.OperationalError("closed by the server while idle")
-            separated = True  # by None from the result before; another None means: no more yet
-            while not self.pgconn.is_busy():
-                result = self.pgconn.get_result()
-                if result is None:
-                    if separated:
-                        break
-                    separated = True
-                elif result.status == pq.ExecStatus.PIPELINE_SYNC:
-                    # Not before: the row of a write arrives before its commit.
-                    self._end_batch()
-                    break
-                else:
-                    separated = False
-                    self._take(result)
+            self._read_results()
+            if self.queries and any(events & RESET for _, events in self.poll.poll(0)):
+                self._readable()  # after a reset the loop does not call again
         except psycopg.Error as exc:
             self._lose(exc)
+
+    def _read_results(self) -> None:
+        separated = True  # by None from the result before; another None means: no more yet
+        while not self.pgconn.is_busy():
+            result = self.pgconn.get_result()
+            if result is None:
+                if separated:
+                    return
+                separated = True
+            elif result.status == pq.ExecStatus.PIPELINE_SYNC:
+                # Not before: the row of a write arrives before its commit.
+                self._end_batch()
+                return
+            else:
+                separated = False
+                self._take(result)
 
     def _take(self, result: pq.abc.PGresult) -> None:
         # A result behind all others is an error of the commit.
@@ -1088,9 +1115,11 @@ SHORT_LIST = 200  # rows; nobody else waits behind a list that may be longer
 SHORT_LISTS_MAX = 10_000  # owners whose last list is known to be short
 IDLE_TIME = 1.0  # seconds that a connection without queries stays out of the pool
 DEADLINE_INTERVAL = 0.05  # seconds between two looks at deadlines and idle connections
-CONFLICT_PAUSE = 0.02  # seconds at most before a query that was rolled back is repeated
+REPEAT_PAUSE = 0.02  # seconds at most before a query that was rolled back or lost is repeated
+CLOSE_TIME = 0.5  # seconds that a connect under way may hold up the end
 FOREVER = 24 * 3600.0  # seconds
 
+LOST = (ConnectionLost, errors.AdminShutdown)
 ROLLED_BACK = (errors.SerializationFailure, errors.DeadlockDetected)  # in favour of another
 NOT_PREPARED = (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement)
 DATABASE_PROBLEMS: dict[type[BaseException], str] = {
@@ -1133,6 +1162,7 @@ class Database:
         )
         self.unbatched: deque[Query] = deque()  # waiting: writes, and lists that may be long
         self.reads: deque[Query] = deque()  # waiting: those that share a round trip
+        self.turns = itertools.count()
         self.active: Counter[Any] = Counter()  # queries that wait there or are under way, by owner
         self.over_limit: dict[Any, deque[Query]] = {}  # those beyond the share of their owner
         self.short_list_owners: set[Any] = set()  # owners whose last one was
@@ -1154,7 +1184,7 @@ class Database:
         for connection in list(self.connections):
             connection.abandon(math.inf)
         self._fail_waiting(psycopg.OperationalError("the service stops"))
-        await self.pool.close()
+        await self.pool.close(timeout=CLOSE_TIME)
         await asyncio.gather(*self.tasks)
 
     def _waiting(self) -> Iterator[Query]:
@@ -1195,14 +1225,14 @@ class Database:
                     if code := DATABASE_PROBLEMS.get(type(error)):
                         raise Problem(code, str(error)) from None
                     raise
-                if isinstance(error, ROLLED_BACK):
-                    await asyncio.sleep(random.random() * CONFLICT_PAUSE)  # noqa: S311
+                if isinstance(error, (*LOST, *ROLLED_BACK)):
+                    await asyncio.sleep(random.random() * REPEAT_PAUSE)  # noqa: S311
             query.start()
 
     def _repeats(self, query: Query, error: psycopg.Error) -> bool:
         if asyncio.get_running_loop().time() >= query.deadline:
             return False
-        if isinstance(error, ConnectionLost | errors.AdminShutdown) and not query.lost:
+        if isinstance(error, LOST) and not query.lost:
             query.lost = True
             return query.statement.read_only or isinstance(error, errors.AdminShutdown)
         if isinstance(error, (*NOT_PREPARED, PlanOutdated)) and query.prepare:
@@ -1220,6 +1250,7 @@ class Database:
         query.batched = statement.read_only and (
             not statement.many_rows or query.owner in self.short_list_owners
         )
+        query.turn = next(self.turns)
         (self.reads if query.batched else self.unbatched).append(query)
 
     def _leave(self, query: Query, error: psycopg.Error | None = None) -> None:
@@ -1262,7 +1293,7 @@ class Database:
         loop = asyncio.get_running_loop()
         pause = len(self.reads) < BATCH_MAX and loop.time() < self.pause_until
         single, reads = self.unbatched, self.reads
-        if single and (pause or not reads or single[0].deadline <= reads[0].deadline):
+        if single and (pause or not reads or single[0].turn < reads[0].turn):
             return [single.popleft()]
         if pause:
             return []
@@ -1351,14 +1382,18 @@ class Database:
         connection.start_reading(self._batch_ended)
         self.unreachable = None
 
-    def _connect_failed(self, exc: psycopg.Error) -> None:
-        """Fail what waits, unless there is another connection. Raises the error during a close."""
+    def _connect_failed(self, exc: psycopg.Error) -> float:
+        """Fail what waits, unless there is another connection; seconds until the next attempt."""
         if self.closing:
             raise exc  # ends the loop of Connection.connect
-        if not (self.connections or self.pool.get_stats()["pool_available"]):
-            if self.unreachable is None:
-                log.warning("the database cannot be reached: %s", " ".join(str(exc).split()))
-            self._fail_waiting(exc)
+        reason = " ".join(str(exc).split())
+        if self.connections or self.pool.get_stats()["pool_available"]:
+            log.warning("no further connection to the database: %s", reason)
+            return GROWTH_PAUSE
+        if self.unreachable is None:
+            log.warning("the database cannot be reached: %s", reason)
+        self._fail_waiting(exc)
+        return RECONNECT_PAUSE
 
 
 # Endpoints: section 4 of the design says which check comes before which.
@@ -1500,7 +1535,7 @@ async def toggle_task(request: Request) -> Response:
 async def readyz(request: Request) -> Response:
     try:
         await request.app.state.database.run(TABLE)
-    except (Problem, psycopg.Error) as exc:
+    except (Problem, psycopg.Error, asyncio.CancelledError) as exc:  # the last by a shutdown
         raise Problem("NOT_READY", str(exc)) from None
     return json_response(b'{"status":"ready"}')
 
@@ -1569,6 +1604,7 @@ REQUEST_HEADERS = ("Authorization", "Content-Type", "X-Request-ID", *_TRACING, *
 EXPOSED_HEADERS = ("Allow", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID")
 PREFLIGHT_MAX_AGE = 600  # seconds
 LOG_PATH_MAX = 2048  # characters
+ADDRESS_MAX = 46  # characters, one more than any address has
 PREFLIGHT_HEADER = b"access-control-request-method"
 CLIENT_DISCONNECTED = "the client disconnected"
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -1603,7 +1639,7 @@ def _log_line(scope: Scope, status: int, seconds: float, request_id: bytes) -> s
     return (
         f"{scope['method']} {scope['raw_path'][:LOG_PATH_MAX].decode('latin-1')} {status} "
         f"{seconds * 1e3:.1f}ms user={_quoted(scope.get('user', '-')[:USER_ID_MAX])} "
-        f"request={request_id.decode()} client={_address(client[0])}"
+        f"request={request_id.decode()} client={_address(client[0][:ADDRESS_MAX])}"
     )
 
 
@@ -1786,7 +1822,8 @@ KEEP_ALIVE_TIMEOUT = (
     75.0  # seconds that an idle connection is kept, longer than the usual proxies do
 )
 BUFFERED_MAX = 128 * 1024 * 1024  # bytes of all answers; beyond, a client must read at every tick
-PROGRESS_INTERVAL = 1.0  # seconds between two looks at a connection
+PROGRESS_INTERVAL = 0.5  # seconds between two looks at a connection
+DISCARD_TIME = 2.0  # seconds that the rest of a request beyond REQUEST_MAX is read, for nothing
 SHUTDOWN_DELAY = 1.0  # seconds of a shutdown in which an idle connection may still bring a request
 SHUTDOWN_GRACE = 10  # seconds of a shutdown for what is in flight
 
@@ -1855,6 +1892,7 @@ class Protocol(HttpToolsProtocol):
         True  # whether the connection stays open once a body that was expected has come
     )
     refusal = ""  # error code of what is no request; nothing more is read
+    discarding = False  # the rest of a request that is too long
     draining = False  # the server shuts down
     buffered = 0  # bytes of answers, as of the last tick
     progress = (0, 0.0)  # bytes that the client has read, and the limit of what it is to do now
@@ -1899,7 +1937,7 @@ class Protocol(HttpToolsProtocol):
         self.ticker = self.loop.call_later(PROGRESS_INTERVAL, self._drop_if_stalled)
 
     def data_received(self, data: bytes) -> None:
-        if not self.refusal:
+        if not (self.refusal or self.discarding):
             self.unparsed += data
             self._parse()
 
@@ -1915,11 +1953,12 @@ class Protocol(HttpToolsProtocol):
                 self._refuse("BAD_REQUEST")
                 return
             if self.received >= self.limit:
-                if self.limit == REQUEST_MAX:
-                    self.transport.abort()
-                else:
+                if self.limit == HEAD_MAX:
                     self._refuse("HEADERS_TOO_LARGE")
-                return
+                    return
+                # A client that meets a reset while it sends does not read its answer.
+                self.discarding, self.unparsed = True, b""
+                self.loop.call_later(DISCARD_TIME, self.transport.abort)
         if self.pipeline:
             self.flow.pause_reading()
 
@@ -1952,6 +1991,7 @@ class Protocol(HttpToolsProtocol):
         hosts = [name for name, _ in self.headers].count(b"host")
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
             raise ValueError("RFC 9112 section 3.2")
+        self.expect_100_continue &= self.parser.get_http_version() != "1.0"
         super().on_headers_complete()
         self.limit = REQUEST_MAX
         self.headers = cast("list[Any]", deque(maxlen=0))  # trailers are no headers of the request

@@ -31,7 +31,7 @@ What they promise, as last measured on a shared machine with 2 cores (`pytest -s
     one connection pipelines for 5 s                           + 2 MiB, others within 0.06 s
     40 lists of 100,000 tasks a second, read or not            others within 0.30 s
     eight lists of 25 MB at once, twice                        + 3 MiB afterwards
-    40 answers of 25 MB that nobody reads                      + 1,004 MiB at most, others 0.44 s
+    80 answers of 25 MB that nobody reads                      + 780 MiB at most, others 0.14 s
     a reader of the log who sleeps                             no request waits
     the parent of two workers is killed                        they end within 5 s
     SIGTERM finishes what is in flight, exits 0                0.2 to 0.8 s, 10.8 s at most

@@ -6,6 +6,9 @@ import json
 import os
 import random
 import shutil
+import signal
+import socket
+import struct
 import subprocess
 import tempfile
 import threading
@@ -308,20 +311,31 @@ class Wire:
         self.flowing.set()
         self._fault: tuple[bytes, bool, int] = (b"", False, 0)
         self._last_word = b""
+        self._reset = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def url(self, url: str) -> str:
         """The same database through the relay, in clear so that it can be read."""
         return url.replace(f":{self.target}/", f":{self.port}/") + "?sslmode=disable"
 
-    def cut(self, marker: str, *, answered: bool, times: int = 1, last_word: bytes = b"") -> None:
+    def cut(
+        self,
+        marker: str,
+        *,
+        answered: bool,
+        times: int = 1,
+        last_word: bytes = b"",
+        reset: int = 0,
+    ) -> None:
         """Break the connections of the next statements with the marker among their parameters.
 
         `answered`: only once PostgreSQL has done the work and said so; else before it hears of it.
         The client hears the last word; with it, also the rows of an answer, but not its end.
+        `reset`: by a TCP reset that the process of this id meets together with the last word.
         """
         self._fault = (marker.encode(), answered, times)
         self._last_word = last_word
+        self._reset = reset
 
     def said(self, kinds: bytes, marker: str = "") -> int:
         """How many messages of these kinds the clients sent (Q, P, B, E, S, ...)."""
@@ -390,10 +404,22 @@ class Wire:
                 if times and kind in b"BQ" and marker in content:
                     self._fault = (marker, answered, times - 1)
                     if not answered:
-                        to_client.write(self._last_word)
+                        await self._end(to_client)
                         return
                     doomed.set()
             writer.write(data)
+
+    async def _end(self, to_client: asyncio.StreamWriter) -> None:
+        if not self._reset:
+            to_client.write(self._last_word)
+            return
+        os.kill(self._reset, signal.SIGSTOP)
+        to_client.write(self._last_word)
+        linger = struct.pack("ii", 1, 0)
+        to_client.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        to_client.transport.abort()
+        await asyncio.sleep(0.05)
+        os.kill(self._reset, signal.SIGCONT)
 
     async def _down(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, doomed: asyncio.Event

@@ -361,6 +361,24 @@ async def test_it_closes_at_whatever_moment(make_settings: Callable[..., todo.Se
         await asyncio.gather(*asked, return_exceptions=True)
 
 
+async def test_logins_that_are_refused_are_few_while_other_connections_work(
+    own_postgres: NewPostgres, serve: Serve
+) -> None:
+    postgres = own_postgres()
+    url = postgres.create_database(schema=True)
+    postgres.execute(
+        "create role few login connection limit 2; grant all on tasks to few", database_url=url
+    )
+    url = url.replace("//postgres@", "//few@")
+    server = await asyncio.to_thread(serve, database_url=url)
+    callers = [Caller(server.port) for _ in range(30)]
+    answers = await together(caller.ask("POST", "", {"title": "x"}) for caller in callers)
+    assert {answer.status for answer in answers} == {201}
+    await asyncio.sleep(1.5)
+    assert 1 <= postgres.log.count("too many connections for role") <= 2
+    assert "no further connection" in server.stderr()
+
+
 # Kills
 
 
@@ -540,6 +558,29 @@ async def test_a_network_that_falls_silent_is_a_timeout_and_nothing_more(
         await soon(all_served, within=2.0, why="not back within 2 s")
 
 
+@pytest.mark.slow
+async def test_sigterm_ends_it_though_the_network_is_silent(
+    own_postgres: NewPostgres, serve: Serve
+) -> None:
+    """After SHUTDOWN_GRACE, whatever waits then: readiness is a 503 as ever."""
+    postgres = own_postgres()
+    url = postgres.create_database(schema=True)
+    async with Wire(postgres.port).laid() as wire:
+        settings = {"DB_TIMEOUT": "60", "DB_POOL_SIZE": "2"}
+        server = await asyncio.to_thread(serve, settings, database_url=wire.url(url))
+        callers = [Caller(server.port) for _ in range(4)]
+        await together(caller.ask("GET", "") for caller in callers)
+        wire.flowing.clear()
+        ready = asyncio.create_task(Caller(server.port).ask("GET", "/readyz"))
+        lists = [asyncio.create_task(caller.ask("GET", "")) for caller in callers]
+        await asyncio.sleep(0.5)
+        server.process.terminate()
+        code, seconds = await ended(server.process, within=12.0)
+        assert (code, (await ready).body) == (0, NOT_READY)
+        assert [(await each).status for each in lists] == [500] * len(lists)
+        print(f"ended after {seconds:.1f} s")
+
+
 # Connections lost in flight
 
 
@@ -568,12 +609,13 @@ async def lose() -> AsyncIterator[Lose]:
             server = await asyncio.to_thread(serve, database_url=wire.url(url))
 
             async def lose(
-                request: tuple[Any, ...], *, answered: bool, **cut: Any
+                request: tuple[Any, ...], *, answered: bool, reset: bool = False, **cut: Any
             ) -> tuple[Answer, int, Any, list[Any]]:
                 caller = Caller(server.port)
                 before = await caller.create()
                 method, path, *body = request
                 wire.spoken.clear()
+                cut["reset"] = server.process.pid if reset else 0
                 wire.cut(caller.user, answered=answered, **cut)
                 answer = await caller.ask(method, path.format(id=before["id"]), *body)
                 sent = wire.said(b"BQ", caller.user)
@@ -617,6 +659,14 @@ async def test_a_write_that_lost_its_connection_is_never_repeated(
     }
     expected = done[kind] if answered else [before]
     assert [{**task, **told} for task, told in zip(after, expected, strict=True)] == after
+
+
+@pytest.mark.parametrize("kind", ["get", "create"])
+async def test_a_reset_is_seen_at_once(kind: str, lose: Lose) -> None:
+    """Though it comes together with PostgreSQL's last word, after which the loop calls no more."""
+    request = {**READS, **WRITES}[kind]
+    answer, sent, _, _ = await lose(request, answered=False, last_word=ADMIN_SHUTDOWN, reset=True)
+    assert (answer.status < 300, sent, answer.seconds < 1.0) == (True, 2, True)
 
 
 @pytest.mark.parametrize("kind", WRITES)

@@ -202,6 +202,31 @@ async def test_nobody_waits_behind_long_lists_that_are_a_users_first(
     assert slowest < longest / 2
 
 
+SLOW_INSERTS = """
+create function slow() returns trigger language plpgsql as
+    $$ begin perform pg_sleep(0.02); return new; end $$;
+create trigger slow before insert on tasks for each row execute function slow()
+"""
+
+
+async def test_a_backlog_of_one_user_is_behind_whatever_comes_from_others(
+    one_connection: tuple[Server, str], postgres: Database
+) -> None:
+    """Three seconds of it; reads and writes alike take turns."""
+    server, url = one_connection
+    postgres.execute(SLOW_INSERTS, database_url=url)
+    heavy = [Caller(server.port, "heavy") for _ in range(150)]
+    other = Caller(server.port)
+    backlog = [asyncio.create_task(each.ask("POST", "", {"title": "x"})) for each in heavy]
+    await asyncio.sleep(0.3)
+    for request in (("GET", ""), ("POST", "", {"title": "x"}), ("GET", "")):
+        answer = await other.ask(*request)
+        assert answer.status < 300
+        assert answer.seconds < 0.5
+    assert not all(each.done() for each in backlog)
+    assert {answer.status for answer in await asyncio.gather(*backlog)} == {201}
+
+
 # Batches: with one connection, what waited for a lock goes out together afterwards.
 
 BROKEN_VIEW = """
@@ -335,13 +360,13 @@ async def test_huge_lists_at_once_leave_the_process_as_small_as_before(
 
 @pytest.mark.slow
 async def test_answers_that_nobody_reads_fill_no_memory(serve: Serve, crowded: str) -> None:
-    """40 connections of one user, 25 MB each; those who read are served all the while."""
+    """80 connections of one user, 25 MB each; those who read are served all the while."""
     server = await asyncio.to_thread(serve, {"DB_TIMEOUT": "30"}, database_url=crowded)
     await together(Life(server.port, seed).steps(20) for seed in range(8))
     hungry, life = Caller(server.port, "25-mb"), Life(server.port)
     with peak_rss(server.process.pid) as growth:
         writers = []
-        for _ in range(40):
+        for _ in range(80):
             _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=2**16)
             writer.transport.pause_reading()  # type: ignore[attr-defined]
             writer.write(hungry.head("GET", ""))
@@ -353,4 +378,4 @@ async def test_answers_that_nobody_reads_fill_no_memory(serve: Serve, crowded: s
     for writer in writers:
         writer.transport.abort()
     print(f"larger by {growth[0]:.0f} MiB, others within {life.slowest:.2f} s")
-    assert growth[0] < 1200.0  # the answers themselves are 1,000
+    assert growth[0] < 1000.0  # the answers themselves are 2,000
