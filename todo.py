@@ -90,6 +90,7 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
+    Coroutine,
     Iterable,
     Iterator,
     Mapping,
@@ -889,7 +890,7 @@ class TokenVerifier:
 
 KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}  # seconds
 RECONNECT_PAUSE = 0.25  # seconds between attempts to connect while there is no connection
-GROWTH_PAUSE = 5.0  # seconds between those for one more
+GROWTH_PAUSES = 20  # of that length between those for one more
 RESET = select.POLLERR | select.POLLHUP
 
 # PostgreSQL's errors by SQLSTATE, as psycopg names them; some are raised here in its place.
@@ -965,9 +966,12 @@ class Connection(psycopg.AsyncConnection[Any]):
 
     @classmethod
     async def connect(  # type: ignore[override] # only the pool calls it
-        cls, conninfo: str, failed: Callable[[psycopg.Error], float], **options: Any
+        cls,
+        conninfo: str,
+        failed: Callable[[psycopg.Error], Coroutine[None, None, None]],
+        **options: Any,
     ) -> Self:
-        """Connect, however often it takes; `failed` gives the seconds until the next attempt.
+        """Connect, however often it takes; `failed` returns when it is time for the next attempt.
 
         The pool alone would pause longer after each failure.
         """
@@ -975,8 +979,8 @@ class Connection(psycopg.AsyncConnection[Any]):
             try:
                 return await super().connect(conninfo, **options)
             except psycopg.Error as exc:
-                pause = failed(exc)
-            await asyncio.sleep(pause)
+                failure = exc
+            await failed(failure)
 
     def start_reading(self, batch_ended: Callable[[Connection, Sequence[Query]], None]) -> None:
         """Begin to read what the server sends; call back when a batch is over, or it is lost."""
@@ -1172,7 +1176,8 @@ class Database:
         self.pause_until = 0.0  # of reads, in the loop's time
         self.ticker: asyncio.TimerHandle | None = None
         self.prepare = True
-        self.unreachable: psycopg.Error | None = None
+        self.connected = True  # unless an attempt failed and there is no other connection
+        self.unreachable: psycopg.Error | None = None  # what queries get at once meanwhile
         self.closing = False
 
     async def open(self) -> None:
@@ -1346,7 +1351,7 @@ class Database:
             return
         try:
             if connection.usable() and not self.closing:
-                self.unreachable = None  # also here: it may have been one of the pool's own
+                self._connection_made()  # also here: it may have been one of the pool's own
                 self.connections.add(connection)
                 connection.released.clear()
                 connection.used = asyncio.get_running_loop().time()
@@ -1380,20 +1385,35 @@ class Database:
 
     async def _configure(self, connection: Connection) -> None:
         connection.start_reading(self._batch_ended)
+        self._connection_made()
+
+    def _connection_made(self) -> None:
+        self.connected = True
         self.unreachable = None
 
-    def _connect_failed(self, exc: psycopg.Error) -> float:
-        """Fail what waits, unless there is another connection; seconds until the next attempt."""
+    def _has_connection(self) -> bool:
+        in_use = any(connection.reading for connection in self.connections)
+        return in_use or self.pool.get_stats()["pool_available"] > 0
+
+    async def _connect_failed(self, exc: psycopg.Error) -> None:
+        """Fail what waits, unless there is another connection. Return when to try again."""
         if self.closing:
             raise exc  # ends the loop of Connection.connect
         reason = " ".join(str(exc).split())
-        if self.connections or self.pool.get_stats()["pool_available"]:
+        if self._has_connection():
             log.warning("no further connection to the database: %s", reason)
-            return GROWTH_PAUSE
-        if self.unreachable is None:
-            log.warning("the database cannot be reached: %s", reason)
-        self._fail_waiting(exc)
-        return RECONNECT_PAUSE
+            for _ in range(GROWTH_PAUSES):
+                await asyncio.sleep(RECONNECT_PAUSE)
+                if not self._has_connection():
+                    return
+        else:
+            if self.connected:
+                log.warning("the database cannot be reached: %s", reason)
+            self.connected = False
+            # Where nobody waits, the next attempt may succeed before anybody does.
+            if any(self._waiting()):
+                self._fail_waiting(exc)
+            await asyncio.sleep(RECONNECT_PAUSE)
 
 
 # Endpoints: section 4 of the design says which check comes before which.
@@ -2405,10 +2425,15 @@ def embedded_postgres(data: Path) -> Iterator[str]:
     fcntl.flock(lock, fcntl.LOCK_SH)
     try:
         while not (url := _running_url(data)):
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not _running_url(data):
-                _start_postgres(data)
-            fcntl.flock(lock, fcntl.LOCK_SH)  # not atomic: another may stop the server before
+            # A change of the lock is not atomic, and waits for ever for one who uses the server.
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(random.random())  # noqa: S311 several wanted to start it
+            else:
+                if not _running_url(data):
+                    _start_postgres(data)
+            fcntl.flock(lock, fcntl.LOCK_SH)
         yield url
     finally:
         for number in ENDING:
