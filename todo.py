@@ -2332,11 +2332,8 @@ def check(settings: Settings, token: bytes) -> bool:
             user = asyncio.run(tokens.authenticate([b"Bearer " + token.removeprefix(b"Bearer ")]))
             report(True, "token", f"of user {user!a}")
         except Problem as problem:
-            hint = (
-                "; was it signed with another secret?"
-                if "signature" in problem.reason.lower()
-                else ""
-            )
+            signed = "signature" in problem.reason.lower()
+            hint = "; was it signed with another secret?" if signed else ""
             report(False, "token", f"refused as {problem.code}: {problem.reason}{hint}")
     return all(findings)
 

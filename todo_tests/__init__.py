@@ -42,7 +42,7 @@ What they promise, as last measured on a shared machine with 2 cores (`pytest -s
                                                                all answered
     1,000,000 tasks of 10,000 users against 20,000 of 200      list and get within 1.3 times
     100 concurrent callers for 20 s                            94,258 requests, slowest 153 ms
-    memory during a minute of outage under 100 callers         82.3 MiB, 82.4 MiB
+    memory during 20 s of outage under 30 callers              + 1 MiB
     memory after 30,000 requests within 10 % of after 5,000    85.4 MiB, 85.9 MiB
     36,000 different tokens                                    84 MiB
 """

@@ -37,6 +37,7 @@ from todo_tests.damage import (
     Life,
     Wire,
     ended,
+    rss,
     served,
     soon,
     together,
@@ -82,6 +83,7 @@ class Outage(NamedTuple):
     """What was seen of a database that stopped, and came back."""
 
     refused: list[Answer]
+    grown: float  # MiB, from half a second of it to its end
     health: Answer
     ready: Answer
     said: list[str]  # by the server that was called all along
@@ -97,14 +99,14 @@ async def outage(postgres: OwnPostgres, busy: Server, idle: Server, seconds: flo
     before = len(lines(busy)), len(lines(idle))
     await asyncio.to_thread(postgres.stop)
 
-    refused = []
+    refused: list[Answer] = []
+    memory = []
+    requests = (("GET", ""), ("GET", "1"), ("POST", "", {"title": "Too late"}))
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        refused += await together(
-            Caller(busy.port).ask(*request)
-            for request in (("GET", ""), ("GET", "1"), ("POST", "", {"title": "Too late"}))
-        )
+        refused += await together(Caller(busy.port).ask(*each) for each in requests * 10)
         await asyncio.sleep(0.2)
+        memory.append(rss(busy.process.pid))
     health = await caller.ask("GET", "/healthz")
     ready = await caller.ask("GET", "/readyz")
     said, said_idle = lines(busy)[before[0] :], lines(idle)[before[1] :]
@@ -115,7 +117,8 @@ async def outage(postgres: OwnPostgres, busy: Server, idle: Server, seconds: flo
     )
     ready_again = await caller.ask("GET", "/readyz")
     assert busy.process.poll() is idle.process.poll() is None, "ended"
-    return Outage(refused, health, ready, said, said_idle, max(back), ready_again)
+    grown = memory[-1] - memory[0]
+    return Outage(refused, grown, health, ready, said, said_idle, max(back), ready_again)
 
 
 async def outages(postgres: OwnPostgres, serve: Serve) -> dict[float, Outage]:
@@ -1023,8 +1026,9 @@ def test_an_outage_is_answered_at_once_and_over_at_once(waits: AllAtOnce, second
     median = statistics.median(times)
     print(
         f"{len(times)} answered after {median * 1e3:.0f} ms, the last {times[-1]:.2f} s;"
-        f" back after {seen.back:.2f} s"
+        f" {seen.grown:+.1f} MiB; back after {seen.back:.2f} s"
     )
+    assert seen.grown < 5.0
 
     faults = [line for line in seen.said if re.search(r" (WARNING|ERROR) ", line)]
     assert any(re.search("(?i)refused|terminat|shutting down", line) for line in faults)
