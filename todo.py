@@ -1176,7 +1176,7 @@ class Database:
         self.pause_until = 0.0  # of reads, in the loop's time
         self.ticker: asyncio.TimerHandle | None = None
         self.prepare = True
-        self.connected = True  # unless an attempt failed and there is no other connection
+        self.reachable = True  # unless an attempt to connect failed and there is no connection
         self.unreachable: psycopg.Error | None = None  # what queries get at once meanwhile
         self.closing = False
 
@@ -1388,7 +1388,7 @@ class Database:
         self._connection_made()
 
     def _connection_made(self) -> None:
-        self.connected = True
+        self.reachable = True
         self.unreachable = None
 
     def _has_connection(self) -> bool:
@@ -1407,9 +1407,9 @@ class Database:
                 if not self._has_connection():
                     return
         else:
-            if self.connected:
+            if self.reachable:
                 log.warning("the database cannot be reached: %s", reason)
-            self.connected = False
+            self.reachable = False
             # Where nobody waits, the next attempt may succeed before anybody does.
             if any(self._waiting()):
                 self._fail_waiting(exc)
