@@ -553,8 +553,8 @@ class NewTask(BaseModel):
 
     def values(self) -> dict[str, Any]:
         """What the statements take: `new_...`, and `keep_...` where the member is absent."""
-        new = {f"new_{name}": value for name, value in self}
-        return new | {f"keep_{name}": name not in self.model_fields_set for name, _ in self}
+        new = {f"new_{name}": value for name, value in vars(self).items()}
+        return new | {f"keep_{name}": name not in self.model_fields_set for name in vars(self)}
 
 
 class TaskUpdate(NewTask):
@@ -891,6 +891,7 @@ class TokenVerifier:
 KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}  # seconds
 RECONNECT_PAUSE = 0.25  # seconds between attempts to connect while there is no connection
 GROWTH_PAUSES = 20  # of that length between those for one more
+USABLE_TIME = 0.01  # seconds after its use that a connection need not be asked
 RESET = select.POLLERR | select.POLLHUP
 
 # PostgreSQL's errors by SQLSTATE, as psycopg names them; some are raised here in its place.
@@ -1010,8 +1011,8 @@ class Connection(psycopg.AsyncConnection[Any]):
 
     def usable(self) -> bool:
         """Whether the server is still there: to an idle connection it speaks only to end it."""
-        # One that was used in this turn of the loop need not be asked.
-        in_use = self.used == asyncio.get_running_loop().time()
+        # A system call; the loop itself has seen what was sent before.
+        in_use = asyncio.get_running_loop().time() - self.used < USABLE_TIME
         return self.reading and (in_use or not self.poll.poll(0))
 
     def send(self, queries: Sequence[Query]) -> None:
@@ -1747,14 +1748,12 @@ class ExchangeMiddleware:
 
     def _preflight(self, request_headers: Mapping[bytes, bytes]) -> Response:
         """Answer by the Fetch standard; needs no token (FR-033)."""
-        names = (
-            request_headers.get(b"access-control-request-headers", b"").decode("latin-1").lower()
-        )
+        names = request_headers.get(b"access-control-request-headers", b"").decode("latin-1")
         known = {"", "accept", "accept-language", *(name.lower() for name in REQUEST_HEADERS)}
         allowed = {
             "origin": request_headers[b"origin"] in self.headers,
             "method": request_headers[PREFLIGHT_HEADER].decode("latin-1") in METHODS,
-            "headers": known.issuperset(name.strip() for name in names.split(",")),
+            "headers": known.issuperset(name.strip() for name in names.lower().split(",")),
         }
         if refused := [what for what, fine in allowed.items() if not fine]:
             detail = f"Disallowed CORS {', '.join(refused)}"
@@ -1835,12 +1834,8 @@ def create_app(settings: Settings) -> Starlette:
 HEAD_MAX = 64 * 1024  # bytes of request line and headers
 REQUEST_MAX = 1024 * 1024  # bytes of a whole request: body, chunk headers and trailers too
 FEED_MAX = 4 * 1024  # bytes that the parser takes at a time
-PROGRESS_TIMEOUT = (
-    25.0  # seconds for a request to arrive, and for a client to read some of its answer
-)
-KEEP_ALIVE_TIMEOUT = (
-    75.0  # seconds that an idle connection is kept, longer than the usual proxies do
-)
+PROGRESS_TIMEOUT = 25.0  # seconds for a request to arrive, and for some of an answer to be read
+KEEP_ALIVE_TIMEOUT = 75.0  # seconds that an idle connection is kept: longer than by most proxies
 BUFFERED_MAX = 128 * 1024 * 1024  # bytes of all answers; beyond, a client must read at every tick
 PROGRESS_INTERVAL = 0.5  # seconds between two looks at a connection
 DISCARD_TIME = 2.0  # seconds that the rest of a request beyond REQUEST_MAX is read, for nothing
@@ -1908,9 +1903,7 @@ class Protocol(HttpToolsProtocol):
     limit = HEAD_MAX  # of that: HEAD_MAX in a head, REQUEST_MAX behind it
     answering: RequestResponseCycle | None = None
     task: asyncio.Task[None]  # of that cycle
-    keep_alive_after_body = (
-        True  # whether the connection stays open once a body that was expected has come
-    )
+    keep_alive_after_body = True  # whether the connection stays open once the body has come
     refusal = ""  # error code of what is no request; nothing more is read
     discarding = False  # the rest of a request that is too long
     draining = False  # the server shuts down
