@@ -364,6 +364,7 @@ async def test_it_closes_at_whatever_moment(make_settings: Callable[..., todo.Se
         await asyncio.gather(*asked, return_exceptions=True)
 
 
+@pytest.mark.slow
 async def test_logins_that_are_refused_are_few_while_other_connections_work(
     own_postgres: NewPostgres, serve: Serve
 ) -> None:

@@ -209,6 +209,7 @@ create trigger slow before insert on tasks for each row execute function slow()
 """
 
 
+@pytest.mark.slow
 async def test_a_backlog_of_one_user_is_behind_whatever_comes_from_others(
     one_connection: tuple[Server, str], postgres: Database
 ) -> None:

@@ -359,6 +359,7 @@ async def test_a_pipeline_without_end_fills_no_memory_and_delays_nobody(
     assert max(waits) < 0.6
 
 
+@pytest.mark.slow
 async def test_a_flood_behind_junk_fills_no_memory(serve: Serve, database_url: str) -> None:
     """While the good request before it waits for the database."""
     server = await asyncio.to_thread(serve, {"DB_TIMEOUT": "3"})
@@ -518,6 +519,7 @@ ENDLESS = {
 }
 
 
+@pytest.mark.slow
 async def test_a_body_without_end_is_cut_off(server: Server) -> None:
     flood = SMUGGLED * (2**21 // len(SMUGGLED))
     told = await together(answers(server.port, head, flood) for head in ENDLESS.values())
