@@ -176,30 +176,35 @@ async def test_one_user_never_holds_more_than_half_of_the_connections(
     assert states == {True: 10, False: 10}
 
 
+MOMENT = 0.3  # seconds
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["a-users-first", "known-to-be-long"])
 @pytest.mark.slow
-async def test_nobody_waits_behind_long_lists_that_are_a_users_first(
-    serve: Serve, crowded: str
-) -> None:
+async def test_nobody_waits_behind_long_lists(serve: Serve, crowded: str, *, known: bool) -> None:
     """The long ones are the first to wait, and have a connection to themselves all the same."""
     settings = {"DB_POOL_SIZE": "2", "DB_TIMEOUT": "30"}
     server = await asyncio.to_thread(serve, settings, database_url=crowded)
     before = [Caller(server.port) for _ in range(2)]
     heavy = [Caller(server.port, HEAVY) for _ in range(6)]
     others = [Caller(server.port) for _ in range(10)]
-
+    if known:
+        await together(caller.ask("GET", "") for caller in (heavy[0], *others))
     asked = []
     async with asyncio.TaskGroup() as group:
         with locked(crowded, LOCKED_TABLE):
             for callers in (before[:1], before[1:], heavy, others):
                 asked += [group.create_task(caller.ask("GET", "")) for caller in callers]
-                await asyncio.sleep(0.3)
+                await asyncio.sleep(MOMENT)
             assert len(waiting(crowded)) == len(before)
     answers = [each.result() for each in asked]
     slowest = max(answer.seconds for answer in answers[-len(others) :])
     longest = max(answer.seconds for answer in answers)
+    one = (longest - 2 * MOMENT) / len(heavy)
     print(f"others within {slowest:.2f} s, the long ones within {longest:.2f} s")
     assert {answer.status for answer in answers} == {200}
     assert slowest < longest / 2
+    assert slowest - MOMENT < 0.75 * one
 
 
 SLOW_INSERTS = """
