@@ -9,13 +9,13 @@ requests/s, latency and the CPU of the service and of PostgreSQL in every case, 
     fastify  a JavaScript team's best: Fastify and postgres.js (yardstick_fastify/), in .bench/
     spec     the specification's own stack (yardstick_spec.py), in a virtual environment of .bench/
 
-One process, 32 connections, 2 cores, 2026-11-24 (CPU of the service and of PostgreSQL):
+One process, 32 connections, 2 cores, 2026-11-25 (CPU of the service and of PostgreSQL):
 
-    list of 20      7,009/s    127 +    81 us    21 times spec    1.9 times fastify    p99 2.4 p50
-    list of 1,000     476/s    932 + 2,757       19               2.8                      1.6
-    get             9,917/s    101 +    19       24               1.3                      2.5
-    create          4,380/s    211 +   137       16               0.9                      2.3
-    toggle          4,937/s    162 +   159       20               1.0                      2.3
+    list of 20     15,706/s     58 +    37 us    21 times spec    2.2 times fastify    p99 2.2 p50
+    list of 1,000     997/s    416 + 1,429       23               3.0                      1.7
+    get            18,966/s     52 +    11       22               1.4                      1.6
+    create         11,378/s     80 +    56       19               1.2                      2.1
+    toggle         11,215/s     70 +    70       21               1.2                      2.5
 """
 
 import argparse
