@@ -56,11 +56,12 @@ def used() -> Iterator[Path]:
 
 
 @pytest.fixture
-def dev(serve: Serve, used: Path, tmp_path: Path) -> Dev:
+def dev(serve: Serve, used: Path, tmp_path: Path) -> Iterator[Dev]:
     """A factory of `python todo.py dev` with nothing configured.
 
     It starts in a copy of a folder that it has used, in a `new` one, or in that which is given.
     """
+    started = []
 
     def start(
         folder: Path | None = None, *, new: bool = False, wait: bool = True, **given: str | None
@@ -71,11 +72,14 @@ def dev(serve: Serve, used: Path, tmp_path: Path) -> Dev:
             subprocess.run(["cp", "-a", f"{used}/.", folder], check=True)
         variables = {**NO_SETTINGS, **given}
         server = serve(variables, args=("dev",), files=files, folder=folder, wait=False)
+        started.append(server)
         if wait:
             printed(server)
         return server
 
-    return start
+    yield start
+    for server in started:
+        server.stop(signal.SIGINT)  # and its PostgreSQL, which a kill would leave behind
 
 
 def printed(server: Server) -> str:
@@ -419,6 +423,7 @@ def test_root_may_use_the_folder_of_somebody_else_and_leaves_it_usable(
     again = as_daemon()
     printed(again)
     assert titles(again) == ["Kept"]
+    assert interrupt(again) == 0
 
 
 def test_a_folder_that_refuses_is_said_in_one_sentence(as_daemon: Callable[..., Server]) -> None:
