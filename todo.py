@@ -90,7 +90,6 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Coroutine,
     Iterable,
     Iterator,
     Mapping,
@@ -890,7 +889,7 @@ class TokenVerifier:
 
 KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}  # seconds
 RECONNECT_PAUSE = 0.25  # seconds between attempts to connect while there is no connection
-GROWTH_PAUSES = 20  # of that length between those for one more
+GROWTH_PAUSES = 20  # as many of these between attempts at one more connection
 USABLE_TIME = 0.01  # seconds after its use that a connection need not be asked
 RESET = select.POLLERR | select.POLLHUP
 
@@ -967,10 +966,7 @@ class Connection(psycopg.AsyncConnection[Any]):
 
     @classmethod
     async def connect(  # type: ignore[override] # only the pool calls it
-        cls,
-        conninfo: str,
-        failed: Callable[[psycopg.Error], Coroutine[None, None, None]],
-        **options: Any,
+        cls, conninfo: str, failed: Callable[[psycopg.Error], Awaitable[None]], **options: Any
     ) -> Self:
         """Connect, however often it takes; `failed` returns when it is time for the next attempt.
 
@@ -980,8 +976,7 @@ class Connection(psycopg.AsyncConnection[Any]):
             try:
                 return await super().connect(conninfo, **options)
             except psycopg.Error as exc:
-                failure = exc
-            await failed(failure)
+                await failed(exc)
 
     def start_reading(self, batch_ended: Callable[[Connection, Sequence[Query]], None]) -> None:
         """Begin to read what the server sends; call back when a batch is over, or it is lost."""
@@ -1011,7 +1006,7 @@ class Connection(psycopg.AsyncConnection[Any]):
 
     def usable(self) -> bool:
         """Whether the server is still there: to an idle connection it speaks only to end it."""
-        # A system call; the loop itself has seen what was sent before.
+        # Asking is a system call, to be spared where an answer has just come.
         in_use = asyncio.get_running_loop().time() - self.used < USABLE_TIME
         return self.reading and (in_use or not self.poll.poll(0))
 
@@ -1177,8 +1172,8 @@ class Database:
         self.pause_until = 0.0  # of reads, in the loop's time
         self.ticker: asyncio.TimerHandle | None = None
         self.prepare = True
-        self.reachable = True  # unless an attempt to connect failed and there is no connection
-        self.unreachable: psycopg.Error | None = None  # what queries get at once meanwhile
+        self.unreachable: psycopg.Error | None = None  # what queries get at once while it is away
+        self.reported = False  # in the log, that it is away
         self.closing = False
 
     async def open(self) -> None:
@@ -1389,8 +1384,8 @@ class Database:
         self._connection_made()
 
     def _connection_made(self) -> None:
-        self.reachable = True
         self.unreachable = None
+        self.reported = False
 
     def _has_connection(self) -> bool:
         in_use = any(connection.reading for connection in self.connections)
@@ -1401,20 +1396,21 @@ class Database:
         if self.closing:
             raise exc  # ends the loop of Connection.connect
         reason = " ".join(str(exc).split())
+        pauses = 1
         if self._has_connection():
             log.warning("no further connection to the database: %s", reason)
-            for _ in range(GROWTH_PAUSES):
-                await asyncio.sleep(RECONNECT_PAUSE)
-                if not self._has_connection():
-                    return
+            pauses = GROWTH_PAUSES
         else:
-            if self.reachable:
+            if not self.reported:
                 log.warning("the database cannot be reached: %s", reason)
-            self.reachable = False
+            self.reported = True
             # Where nobody waits, the next attempt may succeed before anybody does.
             if any(self._waiting()):
                 self._fail_waiting(exc)
+        for _ in range(pauses):
             await asyncio.sleep(RECONNECT_PAUSE)
+            if not self._has_connection():
+                break
 
 
 # Endpoints: section 4 of the design says which check comes before which.

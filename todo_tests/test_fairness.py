@@ -190,6 +190,7 @@ async def test_nobody_waits_behind_long_lists(serve: Serve, crowded: str, *, kno
     others = [Caller(server.port) for _ in range(10)]
     if known:
         await together(caller.ask("GET", "") for caller in (heavy[0], *others))
+
     asked = []
     async with asyncio.TaskGroup() as group:
         with locked(crowded, LOCKED_TABLE):
