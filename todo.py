@@ -1130,9 +1130,16 @@ DATABASE_PROBLEMS: dict[type[BaseException], str] = {
     **dict.fromkeys((TimedOut, BatchAborted, *ROLLED_BACK), "DATABASE_TIMEOUT"),
 }
 
-# Rows of long lists are freed in small pieces, which only glibc's malloc_trim returns to the
-# system: 200 MiB after eight lists of 25 MB, within 30 ms. Other C libraries do without.
-malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: 0)
+# glibc keeps what is freed: 200 MiB after eight lists of 25 MB. malloc_trim gives back the small
+# pieces of rows, within 30 ms. A block of MMAP_THRESHOLD is given back when it is freed, so that an
+# answer read later leaves nothing; by itself glibc raises that limit to 32 MiB. Other C libraries
+# do without.
+MMAP_THRESHOLD = 1024 * 1024  # bytes
+_libc = ctypes.CDLL(None)
+malloc_trim = getattr(_libc, "malloc_trim", lambda _: 0)
+_mallopt = getattr(_libc, "mallopt", lambda *_: 0)
+_mallopt(-3, MMAP_THRESHOLD)  # M_MMAP_THRESHOLD
+_mallopt(-1, 2 * MMAP_THRESHOLD)  # M_TRIM_THRESHOLD, as glibc pairs them
 
 
 class Database:
