@@ -150,6 +150,7 @@ KNOWN_SECRETS = {
     "replace-me-with-the-secret-of-your-better-auth",
 }
 SECRET_MIN = 32  # bytes, by the specification
+PORT_MAX = 65535
 LOG_DELAY = 0.02  # seconds for which lines are gathered before they are written
 LOG_MAX = 2_000  # lines that wait for a slow reader
 LOG_GRACE = 1.0  # seconds that the end of the process waits for the reader
@@ -260,7 +261,7 @@ class Settings(TokenSettings):
         "INFO", description="DEBUG, INFO, WARNING or ERROR"
     )
     host: str = Field("127.0.0.1", description="the address to listen on, such as 0.0.0.0")
-    port: int = Field(8000, ge=1, le=65535, description="a port number from 1 to 65535")
+    port: int = Field(8000, ge=1, le=PORT_MAX, description=f"a port number from 1 to {PORT_MAX}")
     workers: Count = Field(1, description="the number of processes, 1 to 100")
     db_pool_size: Count = Field(10, description="connections of each process, 1 to 100")
     db_timeout: Seconds = Field(5.0, description="seconds that a request may wait, up to 60")
@@ -2234,8 +2235,9 @@ def listen(settings: Settings) -> socket.socket:
     except (OSError, TypeError, UnicodeError) as exc:
         hint = ""
         if getattr(exc, "errno", None) == errno.EADDRINUSE:
+            beside = settings.port + (1 if settings.port < PORT_MAX else -1)
             again = shlex.join(sys.orig_argv)
-            hint = f"\nAnother process has it; to take the next: PORT={settings.port + 1} {again}"
+            hint = f"\nAnother process has it; to take the one beside it: PORT={beside} {again}"
         raise StartupError(
             f"todo.py cannot start: it cannot listen on HOST {settings.host}, "
             f"PORT {settings.port} ({getattr(exc, 'strerror', None) or exc}){hint}"

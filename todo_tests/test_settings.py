@@ -351,6 +351,13 @@ def test_a_port_in_use_is_named(serve: Serve) -> None:
     assert "Traceback" not in server.stderr()
 
 
+def test_the_port_proposed_in_place_of_the_last_one_exists(serve: Serve) -> None:
+    with socket.create_server(("127.0.0.1", 65535)):
+        server = serve({"PORT": "65535"}, wait=False)
+        assert server.wait() == 1
+    assert "PORT=65534 " in server.stderr()
+
+
 HOSTS = {
     "of others": "203.0.113.1",
     "unknown": "nobody.invalid",
