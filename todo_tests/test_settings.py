@@ -351,6 +351,7 @@ def test_a_port_in_use_is_named(serve: Serve) -> None:
     assert "Traceback" not in server.stderr()
 
 
+@pytest.mark.slow
 def test_the_port_proposed_in_place_of_the_last_one_exists(serve: Serve) -> None:
     with socket.create_server(("127.0.0.1", 65535)):
         server = serve({"PORT": "65535"}, wait=False)
