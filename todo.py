@@ -85,7 +85,7 @@ import tempfile
 import threading
 import time
 import timeit
-from collections import Counter, deque
+from collections import deque
 from collections.abc import (
     AsyncIterator,
     Awaitable,
@@ -922,7 +922,9 @@ def _error_of(result: pq.abc.PGresult) -> psycopg.Error:
 class Query:
     """A statement with its arguments, on its way to its rows."""
 
-    def __init__(self, statement: Statement, values: Mapping[str, Any], deadline: float) -> None:
+    def __init__(
+        self, statement: Statement, values: Mapping[str, Any], deadline: float, *, prepare: bool
+    ) -> None:
         self.statement = statement
         self.arguments = [
             None if (value := values[name]) is None else str(value).encode()
@@ -930,9 +932,8 @@ class Query:
         ]
         self.owner = values.get("owner")
         self.deadline = deadline  # in the loop's time
-        self.prepare = True
+        self.prepare = prepare
         self.batched = False  # with other reads
-        self.turn = 0  # by which queries wait for a connection
         self.lost = False  # whether it has lost a connection
         self.start()
 
@@ -1027,10 +1028,9 @@ class Connection(psycopg.AsyncConnection[Any]):
                     self.pgconn.send_query_prepared(statement.name, query.arguments)
                 self.results.append((query, False))
             self.pgconn.pipeline_sync()
+            self._flush()
         except psycopg.Error as exc:
             self._lose(exc)
-        else:
-            self._flush()
 
     def _flush(self) -> None:
         loop = asyncio.get_running_loop()
@@ -1124,11 +1124,10 @@ LOST = (ConnectionLost, errors.AdminShutdown)
 ROLLED_BACK = (errors.SerializationFailure, errors.DeadlockDetected)  # in favour of another
 NOT_PREPARED = (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement)
 DATABASE_PROBLEMS: dict[type[BaseException], str] = {
-    ConnectionLost: "DATABASE_UNAVAILABLE",
-    errors.AdminShutdown: "DATABASE_UNAVAILABLE",
+    **dict.fromkeys(LOST, "DATABASE_UNAVAILABLE"),
     errors.ReadOnlySqlTransaction: "DATABASE_UNAVAILABLE",  # a standby, until it is promoted
-    errors.LockNotAvailable: "DATABASE_TIMEOUT",
     **dict.fromkeys((TimedOut, BatchAborted, *ROLLED_BACK), "DATABASE_TIMEOUT"),
+    errors.LockNotAvailable: "DATABASE_TIMEOUT",
 }
 
 # glibc keeps what is freed: 200 MiB after eight lists of 25 MB. malloc_trim gives back the small
@@ -1143,21 +1142,84 @@ _mallopt(-3, MMAP_THRESHOLD)  # M_MMAP_THRESHOLD
 _mallopt(-1, 2 * MMAP_THRESHOLD)  # M_TRIM_THRESHOLD; else a list of 1,000 takes a tenth more CPU
 
 
+class QueryQueue:
+    """Queries that wait for a connection, and which of them go next.
+
+    Of one owner, no more than `owner_limit` are ready or under way; the others wait behind those.
+    """
+
+    def __init__(self, owner_limit: int) -> None:
+        self.owner_limit = owner_limit
+        self.by_owner: dict[Any, list[Query]] = {}  # all that are not finished
+        self.singles: deque[Query] = deque()  # ready: writes, and lists that may be long
+        self.reads: deque[Query] = deque()  # ready: those that share a round trip
+        self.short_list_owners: set[Any] = set()  # owners whose last one was
+        self.pause_until = 0.0  # of reads, in the loop's time
+        self.single_next = False
+
+    def __iter__(self) -> Iterator[Query]:
+        behind = (queries[self.owner_limit :] for queries in self.by_owner.values())
+        return itertools.chain(self.singles, self.reads, *behind)
+
+    def put(self, query: Query) -> None:
+        queries = self.by_owner.setdefault(query.owner, [])
+        queries.append(query)
+        if len(queries) <= self.owner_limit:
+            self._ready(query)
+
+    def _ready(self, query: Query) -> None:
+        query.batched = query.statement.read_only and (
+            not query.statement.many_rows or query.owner in self.short_list_owners
+        )
+        (self.reads if query.batched else self.singles).append(query)
+
+    def next_batch(self) -> list[Query]:
+        """A query that goes alone and reads that share a round trip, in turns.
+
+        Reads pause for those under way, so that more of them go out together.
+        """
+        singles, reads = self.singles, self.reads
+        now = asyncio.get_running_loop().time()
+        pause = not reads or (len(reads) < BATCH_MAX and now < self.pause_until)
+        if singles and (pause or self.single_next):
+            self.single_next = False
+            return [singles.popleft()]
+        if pause:
+            return []
+        self.single_next = True
+        self.pause_until = now + BATCH_PAUSE
+        return [reads.popleft() for _ in range(min(len(reads), BATCH_MAX))]
+
+    def finish(self, query: Query) -> None:
+        """Let the next one of the same owner take the place of a query."""
+        if query.batched:
+            self.pause_until = 0.0
+        if query.statement.many_rows and query.result:
+            self.short_list_owners.discard(query.owner)
+            if len(self.short_list_owners) >= SHORT_LISTS_MAX:
+                self.short_list_owners.clear()
+            if query.result.ntuples <= SHORT_LIST:
+                self.short_list_owners.add(query.owner)
+        queries = self.by_owner[query.owner]
+        queries.remove(query)
+        if len(queries) >= self.owner_limit:
+            self._ready(queries[self.owner_limit - 1])
+        if not queries:
+            del self.by_owner[query.owner]
+
+
 class Database:
     """Runs statements on a psycopg pool.
 
-    A query waits until it is among those of its owner that may use half of the connections.
-    `_dispatch` gives a connection that is idle the next batch: one write, or up to eight reads.
-    `Connection.send` sends it with one sync, `_readable` takes the results, and with the sync's
-    answer `run` gets the rows, or an error: it repeats what is known to be undone, and makes a
-    Problem of the rest. `_hold` takes a connection out of the pool, and gives it back once it is
-    lost or was idle for a second; the pool replaces a lost one. `_enforce_deadlines` ends what is
-    past its deadline, waiting or under way.
+    `run` puts a query into the queue, and `_dispatch` gives an idle connection the next batch:
+    one write, or up to eight reads. `Connection.send` sends it with one sync, `_readable` takes
+    the results, and with the sync's answer `run` gets the rows, or an error: it repeats what is
+    known to be undone, and makes a Problem of the rest. `_hold` takes a connection out of the
+    pool, and gives it back once it is lost or was idle for a second; the pool replaces a lost one.
+    `_enforce_deadlines` ends what is past its deadline, waiting or under way.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.size = settings.db_pool_size
-        self.owner_limit = max(1, self.size // 2)  # connections of one owner
         self.timeout = settings.db_timeout
         self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             settings.neon_db_url.get_secret_value(),
@@ -1165,23 +1227,16 @@ class Database:
             kwargs=connection_options(settings) | {"failed": self._connect_failed},
             configure=self._configure,
             min_size=1,
-            max_size=self.size,
+            max_size=settings.db_pool_size,
             open=False,
         )
-        self.unbatched: deque[Query] = deque()  # waiting: writes, and lists that may be long
-        self.reads: deque[Query] = deque()  # waiting: those that share a round trip
-        self.turns = itertools.count()
-        self.active: Counter[Any] = Counter()  # queries that wait there or are under way, by owner
-        self.over_limit: dict[Any, deque[Query]] = {}  # those beyond the share of their owner
-        self.short_list_owners: set[Any] = set()  # owners whose last one was
+        self.queue = QueryQueue(owner_limit=max(1, settings.db_pool_size // 2))
         self.tasks: set[asyncio.Task[None]] = set()  # of `_hold`, one for each connection
         self.connections: set[Connection] = set()  # out of the pool
         self.idle: list[Connection] = []
-        self.pause_until = 0.0  # of reads, in the loop's time
         self.ticker: asyncio.TimerHandle | None = None
         self.prepare = True
         self.unreachable: psycopg.Error | None = None  # what queries get at once while it is away
-        self.reported = False  # in the log, that it is away
         self.closing = False
 
     async def open(self) -> None:
@@ -1196,15 +1251,10 @@ class Database:
         await self.pool.close(timeout=CLOSE_TIME)
         await asyncio.gather(*self.tasks)
 
-    def _waiting(self) -> Iterator[Query]:
-        return itertools.chain(self.unbatched, self.reads, *self.over_limit.values())
-
     def _fail_waiting(self, exc: psycopg.Error) -> None:
         """Fail what waits, and what comes until there is a connection again."""
         self.unreachable = exc
-        waiting = list(self._waiting())
-        for queries in (self.unbatched, self.reads, self.over_limit, self.active):
-            queries.clear()
+        waiting, self.queue = self.queue, QueryQueue(self.queue.owner_limit)
         for query in waiting:
             query.resolve(ConnectionLost(str(exc)))
 
@@ -1215,18 +1265,13 @@ class Database:
 
         A read whose connection is lost is sent once more; a write only if it is known to be undone.
         """
-        loop = asyncio.get_running_loop()
-        query = Query(statement, values, loop.time() + self.timeout)
+        deadline = asyncio.get_running_loop().time() + self.timeout
+        query = Query(statement, values, deadline, prepare=self.prepare)
         while True:
             if self.unreachable:
                 raise Problem("DATABASE_UNAVAILABLE", str(self.unreachable))
-            query.prepare = query.prepare and self.prepare
-            if self.active[query.owner] < self.owner_limit:
-                self.active[query.owner] += 1
-                self._enqueue(query)
-                self._dispatch()
-            else:
-                self.over_limit.setdefault(query.owner, deque()).append(query)
+            self.queue.put(query)
+            self._dispatch()
             try:
                 return await query.rows
             except psycopg.Error as error:
@@ -1253,76 +1298,30 @@ class Database:
             return True
         return isinstance(error, (*ROLLED_BACK, BatchAborted))
 
-    def _enqueue(self, query: Query) -> None:
-        """Let a query wait for a connection: of its own, or one that reads share."""
-        statement = query.statement
-        query.batched = statement.read_only and (
-            not statement.many_rows or query.owner in self.short_list_owners
-        )
-        query.turn = next(self.turns)
-        (self.reads if query.batched else self.unbatched).append(query)
-
-    def _leave(self, query: Query, error: psycopg.Error | None = None) -> None:
-        """Finish a query; the next one of its owner takes its place."""
-        query.resolve(error)
-        owner = query.owner
-        while later := self.over_limit.get(owner):
-            following = later.popleft()
-            if not later:
-                del self.over_limit[owner]
-            if not following.rows.done():
-                self._enqueue(following)
-                return
-        self.active[owner] -= 1
-        if not self.active[owner]:
-            del self.active[owner]
-
     def _dispatch(self) -> None:
-        """Send what waits, on idle connections; leave out what client or deadline has ended."""
-        while self.unbatched or self.reads:
+        """Send what is ready, on idle connections; leave out what client or deadline has ended."""
+        while self.queue.singles or self.queue.reads:
             while self.idle and not self.idle[-1].usable():
                 self._release(self.idle[-1])
             if not self.idle:
                 self._grow()
                 return
-            batch = self._next_batch()
+            batch = self.queue.next_batch()
             if not batch:
                 return
             for query in batch:
                 if query.rows.done():
-                    self._leave(query)
+                    self.queue.finish(query)
             if wanted := [query for query in batch if not query.rows.done()]:
                 self.idle.pop().send(wanted)
-
-    def _next_batch(self) -> list[Query]:
-        """The query that goes alone or the reads that share a round trip, whichever is older.
-
-        Reads pause for those under way, so that more of them go out together.
-        """
-        loop = asyncio.get_running_loop()
-        pause = len(self.reads) < BATCH_MAX and loop.time() < self.pause_until
-        single, reads = self.unbatched, self.reads
-        if single and (pause or not reads or single[0].turn < reads[0].turn):
-            return [single.popleft()]
-        if pause:
-            return []
-        self.pause_until = loop.time() + BATCH_PAUSE
-        # Behind the pause, however clocks are rounded.
-        loop.call_later(BATCH_PAUSE + 0.001, self._dispatch)
-        return [reads.popleft() for _ in range(min(len(reads), BATCH_MAX))]
+                if wanted[0].batched:
+                    # Behind the pause, however clocks are rounded.
+                    asyncio.get_running_loop().call_later(BATCH_PAUSE + 0.001, self._dispatch)
 
     def _batch_ended(self, connection: Connection, queries: Sequence[Query]) -> None:
         for query in queries:
-            if query.statement.many_rows and query.result:
-                short = query.result.ntuples <= SHORT_LIST
-                (self.short_list_owners.add if short else self.short_list_owners.discard)(
-                    query.owner
-                )
-                if len(self.short_list_owners) > SHORT_LISTS_MAX:
-                    self.short_list_owners.clear()
-            if query.batched:
-                self.pause_until = 0.0
-            self._leave(query)
+            self.queue.finish(query)
+            query.resolve()
         if connection.reading:
             self.idle.append(connection)
         else:
@@ -1335,7 +1334,7 @@ class Database:
         connection.released.set()
 
     def _grow(self) -> None:
-        if len(self.tasks) < self.size and not self.closing:
+        if len(self.tasks) < self.pool.max_size and not self.closing:
             task = asyncio.get_running_loop().create_task(self._hold())
             self.tasks.add(task)
             task.add_done_callback(self._held)
@@ -1355,7 +1354,7 @@ class Database:
             return
         try:
             if connection.usable() and not self.closing:
-                self._connection_made()  # also here: it may have been one of the pool's own
+                self.unreachable = None  # also here: it may have been one of the pool's own
                 self.connections.add(connection)
                 connection.released.clear()
                 connection.used = asyncio.get_running_loop().time()
@@ -1375,7 +1374,7 @@ class Database:
     def _enforce_deadlines(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for query in self._waiting():
+        for query in self.queue:
             if query.deadline <= now:
                 query.resolve(TimedOut("no answer in time"))  # and it is left out at its turn
         for connection in list(self.connections):
@@ -1389,11 +1388,7 @@ class Database:
 
     async def _configure(self, connection: Connection) -> None:
         connection.start_reading(self._batch_ended)
-        self._connection_made()
-
-    def _connection_made(self) -> None:
         self.unreachable = None
-        self.reported = False
 
     def _has_connection(self) -> bool:
         in_use = any(connection.reading for connection in self.connections)
@@ -1408,13 +1403,9 @@ class Database:
         if self._has_connection():
             log.warning("no further connection to the database: %s", reason)
             pauses = GROWTH_PAUSES
-        else:
-            if not self.reported:
-                log.warning("the database cannot be reached: %s", reason)
-            self.reported = True
-            # Where nobody waits, the next attempt may succeed before anybody does.
-            if any(self._waiting()):
-                self._fail_waiting(exc)
+        elif any(self.queue):  # else the next attempt may succeed before anybody waits
+            log.warning("the database cannot be reached: %s", reason)
+            self._fail_waiting(exc)
         for _ in range(pauses):
             await asyncio.sleep(RECONNECT_PAUSE)
             if not self._has_connection():

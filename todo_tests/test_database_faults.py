@@ -299,7 +299,7 @@ async def test_failed_attempts_to_connect_cost_no_connection_and_no_time(
     try:
         async with asyncio.timeout(4):
             await together(ask(seed) for seed in range(20))
-        remembered = [*database._waiting(), *database.active]
+        remembered = [*database.queue, *database.queue.by_owner]
     finally:
         await database.close()
     assert codes == {"DATABASE_UNAVAILABLE": 1000}
@@ -336,7 +336,7 @@ async def test_what_nobody_uses_is_given_back(
     await database.open()
     for _ in range(20):
         await database.run(todo.LIST, owner=new_user(), owner_json="")
-    assert len(database.short_list_owners) <= 3
+    assert len(database.queue.short_list_owners) <= 3
 
     async def idle() -> bool:
         stats = database.pool.get_stats()
