@@ -337,6 +337,7 @@ async def test_what_nobody_uses_is_given_back(
     for _ in range(20):
         await database.run(todo.LIST, owner=new_user(), owner_json="")
     assert len(database.queue.short_list_owners) <= 3
+    assert database.queue.by_owner == {}
 
     async def idle() -> bool:
         stats = database.pool.get_stats()

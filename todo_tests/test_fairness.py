@@ -13,8 +13,17 @@ from typing import Any
 import psycopg
 import pytest
 
+import todo
 from todo_tests.damage import Caller, Life, peak_rss, rss, soon, together
-from todo_tests.support import LOCKED_TABLE, Database, OwnPostgres, Serve, Server, servers
+from todo_tests.support import (
+    LOCKED_TABLE,
+    Database,
+    OwnPostgres,
+    Serve,
+    Server,
+    new_user,
+    servers,
+)
 
 DB_TIMEOUT = "2"
 SECONDS = 3.5  # longer than that, so that whoever gets no connection gets 500
@@ -250,6 +259,25 @@ async def one_connection(serve: Serve, postgres: Database) -> AsyncIterator[tupl
     url = postgres.create_database(schema=True)
     yield await asyncio.to_thread(serve, {"DB_POOL_SIZE": "1"}, database_url=url), url
     postgres.drop_database(url)
+
+
+async def test_reads_and_writes_take_turns_whatever_waits() -> None:
+    """In process. Reads go by eights; fewer pause until those under way are back."""
+    queue = todo.QueryQueue(owner_limit=1)
+    user = {"owner_json": "", "task": 1, "new_title": "", "new_description": ""}
+
+    def put(statement: todo.Statement) -> None:
+        queue.put(todo.Query(statement, user | {"owner": new_user()}, 0.0, prepare=True))
+
+    for _ in range(5):
+        put(todo.CREATE)
+    for _ in range(20):
+        put(todo.GET)
+    batches = [queue.next_batch() for _ in range(8)]
+    assert [len(batch) for batch in batches] == [8, 1, 8, 1, 1, 1, 1, 0]
+    for query in batches[0]:
+        queue.finish(query)
+    assert len(queue.next_batch()) == 4
 
 
 async def test_a_read_that_fails_spoils_no_other_of_its_batch(
