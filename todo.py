@@ -111,19 +111,10 @@ import uvicorn
 from psycopg import errors, pq
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_core import PydanticCustomError, from_json
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.dialects.postgresql import psycopg as postgresql
-from sqlalchemy.sql.compiler import SQLCompiler
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -438,7 +429,7 @@ def compile_statement(
     query: sa.ClauseElement, *, read_only: bool = False, many_rows: bool = False
 ) -> Statement:
     """Compile once for the psycopg dialect, into what libpq takes."""
-    compiled = cast("SQLCompiler", query.compile(dialect=DIALECT))
+    compiled: Any = query.compile(dialect=DIALECT)
     text = str(compiled).encode()
     name = b"todo_" + hashlib.sha256(text).hexdigest()[:32].encode()
     return Statement(name, text, tuple(compiled.positiontup or ()), read_only, many_rows)
@@ -543,10 +534,8 @@ Title = Annotated[str, Field(max_length=TITLE_MAX, pattern=r"\S"), AfterValidato
 Description = Annotated[str, Field(max_length=DESCRIPTION_MAX), AfterValidator(_without_nul)]
 
 
-class NewTask(BaseModel):
+class NewTask(BaseModel, strict=True):
     """Body of POST (FR-013 to FR-016). Unknown members are ignored, `user_id` too (FR-006)."""
-
-    model_config = ConfigDict(strict=True, hide_input_in_errors=True)
 
     title: Title
     description: Description | None = None
