@@ -118,7 +118,7 @@ from sqlalchemy.dialects.postgresql import psycopg as postgresql
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import STARTUP_FAILURE
@@ -596,10 +596,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "INTERNAL_ERROR": (500, _UNEXPECTED),
     "DATABASE_UNAVAILABLE": (500, _UNEXPECTED),
     "DATABASE_TIMEOUT": (500, "The database did not answer in time. Please try again later."),
-    "AUTH_KEYS_UNAVAILABLE": (
-        503,
-        "Tokens cannot be verified right now. Please try again later.",
-    ),
+    "AUTH_KEYS_UNAVAILABLE": (503, "Tokens cannot be verified right now. Please try again later."),
     "NOT_READY": (503, "The database cannot be reached. Please try again later."),
 }
 _HEADERS = {
@@ -620,20 +617,19 @@ class Problem(Exception):
         *,
         detail: str | None = None,
         fields: Mapping[str, list[str]] | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] = {},
     ) -> None:
         super().__init__(f"{code}: {reason}" if reason else code)
         self.code = code
         self.reason = reason
         self.status, sentence = ERRORS[code]
         self.body: dict[str, Any] = {"detail": detail or sentence, "error_code": code}
-        if fields is not None:
+        if fields:
             self.body["field_errors"] = fields
-        self.headers = {**_HEADERS.get(code, {}), **(headers or {})}
+        self.headers = {**_HEADERS.get(code, {}), **headers}
 
     def response(self) -> Response:
-        body = json.dumps(self.body)
-        return Response(body, self.status, self.headers, media_type="application/json")
+        return JSONResponse(self.body, self.status, self.headers)
 
 
 # Authentication: bearer tokens, by section 6 of the design, RFC 7515, 7517, 7519 and 8725.
