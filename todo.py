@@ -302,22 +302,6 @@ def log_time(now: float) -> str:
     return f"{_second(int(now))}.{int(now % 1 * 1000):03d}Z"
 
 
-class LogFormatter(logging.Formatter):
-    """One record a line, whatever a hostile caller puts into it; tracebacks are indented."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        lines = [f"{log_time(record.created)} {record.levelname} {record.getMessage()}"]
-        if record.exc_info:
-            lines += [f"    | {line}" for line in self.formatException(record.exc_info).split("\n")]
-        return "\n".join(map(self._printable, lines))
-
-    @staticmethod
-    def _printable(text: str) -> str:
-        if text.isprintable():
-            return text
-        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
 class LogHandler(logging.Handler):
     """Writes to stderr from a thread, so that a reader of the log who sleeps stops no request.
 
@@ -326,12 +310,19 @@ class LogHandler(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.setFormatter(LogFormatter())
         self.lines: deque[str] = deque()
         self.dropped = 0
         self.written = threading.Event()
         self.awake = threading.Event()
         threading.Thread(target=self._run, daemon=True).start()
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record a line, whatever a hostile caller puts into it; tracebacks are indented."""
+        lines = [f"{log_time(record.created)} {record.levelname} {record.getMessage()}"]
+        if record.exc_info:
+            trace = logging.Formatter().formatException(record.exc_info)
+            lines += [f"    | {line}" for line in trace.split("\n")]
+        return "\n".join(line if line.isprintable() else repr(line)[1:-1] for line in lines)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.write(self.format(record))
@@ -373,8 +364,7 @@ class LogHandler(logging.Handler):
 
 def configure_logging(level: str) -> LogHandler:
     """Send our records, the pool's and uvicorn's warnings to stderr. Harmless when repeated."""
-    ours = (each for each in log.handlers if isinstance(each, LogHandler))
-    handler = next(ours, None) or LogHandler()
+    [handler] = [each for each in log.handlers if isinstance(each, LogHandler)] or [LogHandler()]
     for name in ("todo", "psycopg.pool", "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
