@@ -217,8 +217,6 @@ def _split(value: Any) -> Any:
 
 Url = Annotated[str, AfterValidator(_http_url)]
 Origin = Annotated[str, Field(pattern=r"^\w+://[^/?#*\s]+$"), AfterValidator(origin_of)]
-Seconds = Annotated[float, Field(gt=0, le=60, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, le=100)]
 
 
 class TokenSettings(BaseSettings):
@@ -253,9 +251,11 @@ class Settings(TokenSettings):
     )
     host: str = Field("127.0.0.1", description="the address to listen on, such as 0.0.0.0")
     port: int = Field(8000, ge=1, le=PORT_MAX, description=f"a port number from 1 to {PORT_MAX}")
-    workers: Count = Field(1, description="the number of processes, 1 to 100")
-    db_pool_size: Count = Field(10, description="connections of each process, 1 to 100")
-    db_timeout: Seconds = Field(5.0, description="seconds that a request may wait, up to 60")
+    workers: int = Field(1, ge=1, le=100, description="the number of processes, 1 to 100")
+    db_pool_size: int = Field(10, ge=1, le=100, description="connections of each process, 1 to 100")
+    db_timeout: float = Field(
+        5.0, gt=0, le=60, description="seconds that a request may wait, up to 60"
+    )
     jwt_issuer: str | None = Field(None, description="the iss that tokens must carry")
     jwt_audience: str | None = Field(None, description="the aud that tokens must carry")
     jwks_url: Url | None = Field(None, description="the http(s) URL of Better Auth's JWKS")
@@ -277,13 +277,13 @@ def load_settings(
         source = getattr(exc, "filename", None) or env_file or secrets_dir
         raise StartupError(f"todo.py cannot read {source} ({reason})") from None
     except ValidationError as exc:
-        faults = exc.errors(include_url=False, include_context=False, include_input=False)
+        faults = exc.errors()
     lines = {}  # by name: each of several origins may be a fault
     for fault in faults:
         name = str(fault["loc"][0])
         kind = "missing" if fault["type"] == "missing" else "not valid"
-        mistake = fault["msg"] if fault["type"] == "mistake" else ""
-        why = mistake or f"it must be {cls.model_fields[name].description}"
+        rule = f"it must be {cls.model_fields[name].description}"
+        why = fault["msg"] if fault["type"] == "mistake" else rule
         lines[name] = f"  {name.upper()} is {kind}: {why}\n"
     raise StartupError(
         "These settings are missing or not valid:\n"
