@@ -86,16 +86,7 @@ import threading
 import time
 import timeit
 from collections import Counter, deque
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-    Sized,
-)
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from functools import lru_cache, partial
@@ -443,21 +434,21 @@ def _json_text(column: sa.Column[Any]) -> Any:
     return sa.func.coalesce(sa.cast(sa.func.to_json(column), sa.Text), sa.literal_column("'null'"))
 
 
-def _json_object(columns: Iterable[sa.Column[Any]]) -> Any:
+def _json_object() -> Any:
     """JSON object of a row, as text: for PostgreSQL half the work of row_to_json."""
     parts: list[Any] = []
-    for column in columns:
-        before = f"""'{"," if parts else "{"}"{column.name}":'"""
-        parts += [sa.literal_column(before), _json_text(column)]
+    before = "{"
+    for column in tasks.c:
+        parts += [sa.literal_column(f"""'{before}"{column.name}":'"""), _json_text(column)]
+        before = ","
     return sa.func.concat(*parts, sa.literal_column("'}'")).label("body")
 
 
 _columns = tasks.c
-_body = _json_object(_columns)
+_body = _json_object()
 _owner = sa.bindparam("owner", type_=sa.String)
 _task = sa.bindparam("task", type_=sa.BigInteger)
 _mine = sa.and_(_columns.id == _task, _columns.user_id == _owner)
-_another_owners = sa.and_(_columns.id == _task, _columns.user_id != _owner)
 
 
 def _list(*conditions: Any) -> Statement:
@@ -472,18 +463,17 @@ def _list(*conditions: Any) -> Statement:
     return compile_statement(query, read_only=True, many_rows=True)
 
 
-def _one(body: Any, *, read_only: bool = False) -> Statement:
+def _one(query: sa.Select[Any], *, read_only: bool = False) -> Statement:
     # Always one row: the task, '' if another owner has it (403), null if nobody has (404). The
     # condition names another owner: one's own task that is deleted meanwhile is still in the
     # statement's snapshot, and would look like a 403.
-    another = sa.case((sa.exists().where(_another_owners), sa.literal_column("''")))
-    return compile_statement(sa.select(sa.func.coalesce(body, another)), read_only=read_only)
+    another = sa.exists().where(_columns.id == _task, _columns.user_id != _owner)
+    body = sa.func.coalesce(query.scalar_subquery(), sa.case((another, sa.literal_column("''"))))
+    return compile_statement(sa.select(body), read_only=read_only)
 
 
 def _changed(change: Any) -> Statement:
-    return _one(
-        sa.select(change.where(_mine).returning(_body).cte("task").c.body).scalar_subquery()
-    )
+    return _one(sa.select(change.where(_mine).returning(_body).cte("task").c.body))
 
 
 def _new(name: str) -> Any:
@@ -504,7 +494,7 @@ _now = {"updated_at": sa.func.clock_timestamp()}
 LIST = _list()
 LIST_BY_COMPLETED = _list(_columns.completed == sa.bindparam("completed", type_=sa.Boolean))
 CREATE = compile_statement(sa.insert(tasks).values(_created).returning(_body))
-GET = _one(sa.select(_body).where(_mine).scalar_subquery(), read_only=True)
+GET = _one(sa.select(_body).where(_mine), read_only=True)
 UPDATE = _changed(sa.update(tasks).values(_updated | _now))
 DELETE = _changed(sa.delete(tasks))
 TOGGLE = _changed(sa.update(tasks).values(_toggled | _now))
