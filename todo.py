@@ -259,8 +259,8 @@ def load_settings(
     cls: type[SomeSettings], *, env_file: str | None = ".env", secrets_dir: Path | None = None
 ) -> SomeSettings:
     """Settings from the environment. Raises StartupError that names every faulty variable."""
-    if secrets_dir is not None and not secrets_dir.is_dir():
-        secrets_dir = None
+    if secrets_dir and not secrets_dir.is_dir():
+        secrets_dir = None  # for pydantic would print a warning
     try:
         return cls(_env_file=env_file, _secrets_dir=secrets_dir)  # type: ignore[call-arg] # complete
     except (OSError, UnicodeDecodeError) as exc:
@@ -347,6 +347,7 @@ class LogHandler(logging.Handler):
                 if len(pieces[-1]) + len(line) > select.PIPE_BUF:
                     pieces.append(b"")
                 pieces[-1] += line
+            # Of a closed stderr, the descriptor is by now something else.
             for piece in pieces if sys.stderr is not None else ():
                 with suppress(OSError):  # nobody reads any more
                     os.write(2, piece)
@@ -646,8 +647,7 @@ def _shut_down(connected: socket.socket) -> None:
 def _fetch_jwks(url: str) -> Keys:
     """GET a key set: no redirect, bounded in time and size. Blocks; run it in a thread."""
     parts = urlsplit(url)
-    secure = parts.scheme == "https"
-    connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+    connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     with closing(connect(parts.netloc, timeout=JWKS_TIMEOUT)) as connection:
         connection.connect()
         # The connection's own time-out is for each receive; this one ends an answer that drips.
