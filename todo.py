@@ -414,7 +414,7 @@ def compile_statement(
     compiled: Any = query.compile(dialect=DIALECT)
     text = str(compiled).encode()
     name = b"todo_" + hashlib.sha256(text).hexdigest()[:32].encode()
-    return Statement(name, text, tuple(compiled.positiontup or ()), read_only, many_rows)
+    return Statement(name, text, tuple(compiled.positiontup), read_only, many_rows)
 
 
 def _json_text(column: sa.Column[Any]) -> Any:
