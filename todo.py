@@ -260,7 +260,7 @@ def load_settings(
 ) -> SomeSettings:
     """Settings from the environment. Raises StartupError that names every faulty variable."""
     if secrets_dir and not secrets_dir.is_dir():
-        secrets_dir = None  # for pydantic would print a warning
+        secrets_dir = None  # of which pydantic would warn
     try:
         return cls(_env_file=env_file, _secrets_dir=secrets_dir)  # type: ignore[call-arg] # complete
     except (OSError, UnicodeDecodeError) as exc:
@@ -347,7 +347,7 @@ class LogHandler(logging.Handler):
                 if len(pieces[-1]) + len(line) > select.PIPE_BUF:
                     pieces.append(b"")
                 pieces[-1] += line
-            # Of a closed stderr, the descriptor is by now something else.
+            # If stderr was closed at the start, descriptor 2 may be something else by now.
             for piece in pieces if sys.stderr is not None else ():
                 with suppress(OSError):  # nobody reads any more
                     os.write(2, piece)
