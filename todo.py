@@ -86,16 +86,7 @@ import threading
 import time
 import timeit
 from collections import deque
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-    Sized,
-)
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from functools import lru_cache, partial
@@ -111,23 +102,14 @@ import uvicorn
 from psycopg import errors, pq
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationError,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_core import PydanticCustomError, from_json
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.dialects.postgresql import psycopg as postgresql
-from sqlalchemy.sql.compiler import SQLCompiler
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import STARTUP_FAILURE
@@ -226,8 +208,6 @@ def _split(value: Any) -> Any:
 
 Url = Annotated[str, AfterValidator(_http_url)]
 Origin = Annotated[str, Field(pattern=r"^\w+://[^/?#*\s]+$"), AfterValidator(origin_of)]
-Seconds = Annotated[float, Field(gt=0, le=60, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, le=100)]
 
 
 class TokenSettings(BaseSettings):
@@ -262,9 +242,11 @@ class Settings(TokenSettings):
     )
     host: str = Field("127.0.0.1", description="the address to listen on, such as 0.0.0.0")
     port: int = Field(8000, ge=1, le=PORT_MAX, description=f"a port number from 1 to {PORT_MAX}")
-    workers: Count = Field(1, description="the number of processes, 1 to 100")
-    db_pool_size: Count = Field(10, description="connections of each process, 1 to 100")
-    db_timeout: Seconds = Field(5.0, description="seconds that a request may wait, up to 60")
+    workers: int = Field(1, ge=1, le=100, description="the number of processes, 1 to 100")
+    db_pool_size: int = Field(10, ge=1, le=100, description="connections of each process, 1 to 100")
+    db_timeout: float = Field(
+        5.0, gt=0, le=60, description="seconds that a request may wait, up to 60"
+    )
     jwt_issuer: str | None = Field(None, description="the iss that tokens must carry")
     jwt_audience: str | None = Field(None, description="the aud that tokens must carry")
     jwks_url: Url | None = Field(None, description="the http(s) URL of Better Auth's JWKS")
@@ -277,8 +259,8 @@ def load_settings(
     cls: type[SomeSettings], *, env_file: str | None = ".env", secrets_dir: Path | None = None
 ) -> SomeSettings:
     """Settings from the environment. Raises StartupError that names every faulty variable."""
-    if secrets_dir is not None and not secrets_dir.is_dir():
-        secrets_dir = None
+    if secrets_dir and not secrets_dir.is_dir():
+        secrets_dir = None  # of which pydantic would warn
     try:
         return cls(_env_file=env_file, _secrets_dir=secrets_dir)  # type: ignore[call-arg] # complete
     except (OSError, UnicodeDecodeError) as exc:
@@ -286,13 +268,13 @@ def load_settings(
         source = getattr(exc, "filename", None) or env_file or secrets_dir
         raise StartupError(f"todo.py cannot read {source} ({reason})") from None
     except ValidationError as exc:
-        faults = exc.errors(include_url=False, include_context=False, include_input=False)
+        faults = exc.errors()
     lines = {}  # by name: each of several origins may be a fault
     for fault in faults:
         name = str(fault["loc"][0])
         kind = "missing" if fault["type"] == "missing" else "not valid"
-        mistake = fault["msg"] if fault["type"] == "mistake" else ""
-        why = mistake or f"it must be {cls.model_fields[name].description}"
+        rule = f"it must be {cls.model_fields[name].description}"
+        why = fault["msg"] if fault["type"] == "mistake" else rule
         lines[name] = f"  {name.upper()} is {kind}: {why}\n"
     raise StartupError(
         "These settings are missing or not valid:\n"
@@ -311,22 +293,6 @@ def log_time(now: float) -> str:
     return f"{_second(int(now))}.{int(now % 1 * 1000):03d}Z"
 
 
-class LogFormatter(logging.Formatter):
-    """One record a line, whatever a hostile caller puts into it; tracebacks are indented."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        lines = [f"{log_time(record.created)} {record.levelname} {record.getMessage()}"]
-        if record.exc_info:
-            lines += [f"    | {line}" for line in self.formatException(record.exc_info).split("\n")]
-        return "\n".join(map(self._printable, lines))
-
-    @staticmethod
-    def _printable(text: str) -> str:
-        if text.isprintable():
-            return text
-        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
 class LogHandler(logging.Handler):
     """Writes to stderr from a thread, so that a reader of the log who sleeps stops no request.
 
@@ -335,12 +301,19 @@ class LogHandler(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.setFormatter(LogFormatter())
         self.lines: deque[str] = deque()
         self.dropped = 0
         self.written = threading.Event()
         self.awake = threading.Event()
         threading.Thread(target=self._run, daemon=True).start()
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record a line, whatever a hostile caller puts into it; tracebacks are indented."""
+        lines = [f"{log_time(record.created)} {record.levelname} {record.getMessage()}"]
+        if record.exc_info:
+            trace = logging.Formatter().formatException(record.exc_info)
+            lines += [f"    | {line}" for line in trace.split("\n")]
+        return "\n".join(line if line.isprintable() else repr(line)[1:-1] for line in lines)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.write(self.format(record))
@@ -374,6 +347,7 @@ class LogHandler(logging.Handler):
                 if len(pieces[-1]) + len(line) > select.PIPE_BUF:
                     pieces.append(b"")
                 pieces[-1] += line
+            # If stderr was closed at the start, descriptor 2 may be something else by now.
             for piece in pieces if sys.stderr is not None else ():
                 with suppress(OSError):  # nobody reads any more
                     os.write(2, piece)
@@ -382,8 +356,7 @@ class LogHandler(logging.Handler):
 
 def configure_logging(level: str) -> LogHandler:
     """Send our records, the pool's and uvicorn's warnings to stderr. Harmless when repeated."""
-    ours = (each for each in log.handlers if isinstance(each, LogHandler))
-    handler = next(ours, None) or LogHandler()
+    [handler] = [each for each in log.handlers if isinstance(each, LogHandler)] or [LogHandler()]
     for name in ("todo", "psycopg.pool", "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
@@ -438,10 +411,10 @@ def compile_statement(
     query: sa.ClauseElement, *, read_only: bool = False, many_rows: bool = False
 ) -> Statement:
     """Compile once for the psycopg dialect, into what libpq takes."""
-    compiled = cast("SQLCompiler", query.compile(dialect=DIALECT))
+    compiled: Any = query.compile(dialect=DIALECT)
     text = str(compiled).encode()
     name = b"todo_" + hashlib.sha256(text).hexdigest()[:32].encode()
-    return Statement(name, text, tuple(compiled.positiontup or ()), read_only, many_rows)
+    return Statement(name, text, tuple(compiled.positiontup), read_only, many_rows)
 
 
 def _json_text(column: sa.Column[Any]) -> Any:
@@ -462,21 +435,21 @@ def _json_text(column: sa.Column[Any]) -> Any:
     return sa.func.coalesce(sa.cast(sa.func.to_json(column), sa.Text), sa.literal_column("'null'"))
 
 
-def _json_object(columns: Iterable[sa.Column[Any]]) -> Any:
+def _json_object() -> Any:
     """JSON object of a row, as text: for PostgreSQL half the work of row_to_json."""
     parts: list[Any] = []
-    for column in columns:
-        before = f"""'{"," if parts else "{"}"{column.name}":'"""
-        parts += [sa.literal_column(before), _json_text(column)]
+    before = "{"
+    for column in tasks.c:
+        parts += [sa.literal_column(f"""'{before}"{column.name}":'"""), _json_text(column)]
+        before = ","
     return sa.func.concat(*parts, sa.literal_column("'}'")).label("body")
 
 
 _columns = tasks.c
-_body = _json_object(_columns)
+_body = _json_object()
 _owner = sa.bindparam("owner", type_=sa.String)
 _task = sa.bindparam("task", type_=sa.BigInteger)
 _mine = sa.and_(_columns.id == _task, _columns.user_id == _owner)
-_another_owners = sa.and_(_columns.id == _task, _columns.user_id != _owner)
 
 
 def _list(*conditions: Any) -> Statement:
@@ -491,18 +464,17 @@ def _list(*conditions: Any) -> Statement:
     return compile_statement(query, read_only=True, many_rows=True)
 
 
-def _one(body: Any, *, read_only: bool = False) -> Statement:
+def _one(query: sa.Select[Any], *, read_only: bool = False) -> Statement:
     # Always one row: the task, '' if another owner has it (403), null if nobody has (404). The
     # condition names another owner: one's own task that is deleted meanwhile is still in the
     # statement's snapshot, and would look like a 403.
-    another = sa.case((sa.exists().where(_another_owners), sa.literal_column("''")))
-    return compile_statement(sa.select(sa.func.coalesce(body, another)), read_only=read_only)
+    another = sa.exists().where(_columns.id == _task, _columns.user_id != _owner)
+    body = sa.func.coalesce(query.scalar_subquery(), sa.case((another, sa.literal_column("''"))))
+    return compile_statement(sa.select(body), read_only=read_only)
 
 
 def _changed(change: Any) -> Statement:
-    return _one(
-        sa.select(change.where(_mine).returning(_body).cte("task").c.body).scalar_subquery()
-    )
+    return _one(sa.select(change.where(_mine).returning(_body).cte("task").c.body))
 
 
 def _new(name: str) -> Any:
@@ -523,7 +495,7 @@ _now = {"updated_at": sa.func.clock_timestamp()}
 LIST = _list()
 LIST_BY_COMPLETED = _list(_columns.completed == sa.bindparam("completed", type_=sa.Boolean))
 CREATE = compile_statement(sa.insert(tasks).values(_created).returning(_body))
-GET = _one(sa.select(_body).where(_mine).scalar_subquery(), read_only=True)
+GET = _one(sa.select(_body).where(_mine), read_only=True)
 UPDATE = _changed(sa.update(tasks).values(_updated | _now))
 DELETE = _changed(sa.delete(tasks))
 TOGGLE = _changed(sa.update(tasks).values(_toggled | _now))
@@ -543,10 +515,8 @@ Title = Annotated[str, Field(max_length=TITLE_MAX, pattern=r"\S"), AfterValidato
 Description = Annotated[str, Field(max_length=DESCRIPTION_MAX), AfterValidator(_without_nul)]
 
 
-class NewTask(BaseModel):
+class NewTask(BaseModel, strict=True):
     """Body of POST (FR-013 to FR-016). Unknown members are ignored, `user_id` too (FR-006)."""
-
-    model_config = ConfigDict(strict=True, hide_input_in_errors=True)
 
     title: Title
     description: Description | None = None
@@ -607,10 +577,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "INTERNAL_ERROR": (500, _UNEXPECTED),
     "DATABASE_UNAVAILABLE": (500, _UNEXPECTED),
     "DATABASE_TIMEOUT": (500, "The database did not answer in time. Please try again later."),
-    "AUTH_KEYS_UNAVAILABLE": (
-        503,
-        "Tokens cannot be verified right now. Please try again later.",
-    ),
+    "AUTH_KEYS_UNAVAILABLE": (503, "Tokens cannot be verified right now. Please try again later."),
     "NOT_READY": (503, "The database cannot be reached. Please try again later."),
 }
 _HEADERS = {
@@ -631,20 +598,19 @@ class Problem(Exception):
         *,
         detail: str | None = None,
         fields: Mapping[str, list[str]] | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] = {},
     ) -> None:
         super().__init__(f"{code}: {reason}" if reason else code)
         self.code = code
         self.reason = reason
         self.status, sentence = ERRORS[code]
         self.body: dict[str, Any] = {"detail": detail or sentence, "error_code": code}
-        if fields is not None:
+        if fields:
             self.body["field_errors"] = fields
-        self.headers = {**_HEADERS.get(code, {}), **(headers or {})}
+        self.headers = {**_HEADERS.get(code, {}), **headers}
 
     def response(self) -> Response:
-        body = json.dumps(self.body)
-        return Response(body, self.status, self.headers, media_type="application/json")
+        return JSONResponse(self.body, self.status, self.headers)
 
 
 # Authentication: bearer tokens, by section 6 of the design, RFC 7515, 7517, 7519 and 8725.
@@ -681,8 +647,7 @@ def _shut_down(connected: socket.socket) -> None:
 def _fetch_jwks(url: str) -> Keys:
     """GET a key set: no redirect, bounded in time and size. Blocks; run it in a thread."""
     parts = urlsplit(url)
-    secure = parts.scheme == "https"
-    connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+    connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     with closing(connect(parts.netloc, timeout=JWKS_TIMEOUT)) as connection:
         connection.connect()
         # The connection's own time-out is for each receive; this one ends an answer that drips.
@@ -784,11 +749,8 @@ def _decode_segment(segment: bytes) -> dict[str, Any]:
             raise ValueError("doubled member")
         return members
 
-    def refuse(constant: str) -> None:
-        raise ValueError(constant)
-
     text = base64.urlsafe_b64decode(segment + b"=" * (-len(segment) % 4)).decode()
-    value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    value = json.loads(text, object_pairs_hook=unique, parse_constant=int)  # int("NaN") raises
     if not isinstance(value, dict):
         raise ValueError("no object")
     return value
@@ -804,7 +766,7 @@ def _unverified(token: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
         raise Problem("INVALID_TOKEN", "not a signed JWT") from None
     if "crit" in header or header.get("typ", "JWT") != "JWT":
         raise Problem("INVALID_TOKEN", "not a login token by its typ or crit")
-    for name in (each for each in ("exp", "nbf", "iat") if each in {"exp", *claims}):
+    for name in ("exp", *(claims.keys() & {"nbf", "iat"})):
         # Unlike PyJWT: no text, no boolean, no number that overflows.
         if type(claims.get(name)) not in {int, float} or abs(claims[name]) > TIME_MAX:
             raise Problem("INVALID_TOKEN", f"{name} is no usable number")
@@ -816,8 +778,8 @@ def _user_of(claims: Mapping[str, Any], issuer: str | None, audience: str | None
     both = (("iss", issuer, "JWT_ISSUER"), ("aud", audience, "JWT_AUDIENCE"))
     for name, wanted, variable in both:
         value = claims.get(name)
-        listed = name == "aud" and isinstance(value, list) and wanted in value
-        if wanted is not None and value != wanted and not listed:
+        values = value if name == "aud" and isinstance(value, list) else [value]
+        if wanted is not None and wanted not in values:
             found = ascii(value)[:100] if value else "missing"
             reason = f"{name} is {found}, not {wanted}: if that is right, set {variable} to it"
             raise Problem("INVALID_TOKEN", reason)
