@@ -1959,7 +1959,9 @@ class Protocol(HttpToolsProtocol):
             self.unparsed = self.unparsed[len(piece) :]
             self.received += len(piece)
             try:
-                self._feed(piece)
+                self.parser.feed_data(piece)
+            except httptools.HttpParserUpgrade as upgrade:
+                self._ignore_upgrade(piece[upgrade.args[0] :])
             except httptools.HttpParserError as exc:
                 self._refuse(Problem("BAD_REQUEST", str(exc)))
                 return
@@ -1972,24 +1974,17 @@ class Protocol(HttpToolsProtocol):
                 self.discarding, self.unparsed = True, b""
                 self.loop.call_later(DISCARD_TIME, self.transport.abort)
 
-    def _feed(self, data: bytes) -> None:
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            # An upgrade is ignored (RFC 9110 section 7.8), but the parser has stopped behind its
-            # head: a new one parses that head without it, and then the rest.
-            behind = data[upgrade.args[0] :]
-            self.unparsed = behind + self.unparsed
-            self.received = max(0, self.received - len(behind))
-            version = self.parser.get_http_version().encode()
-            head = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
-            head += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
-            self._feed_new_parser(b"\r\n".join(head) + b"\r\n\r\n")
+    def _ignore_upgrade(self, behind: bytes) -> None:
+        """Have a new parser parse the head again without it, and then what is behind.
 
-    def _feed_new_parser(self, head: bytes) -> None:
+        So RFC 9110 section 7.8; the parser has stopped behind the head.
+        """
+        version = self.parser.get_http_version().encode()
+        head = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
+        head += [name + b":" + value for name, value in self.headers if name != b"upgrade"]
+        self.unparsed = b"\r\n".join([*head, b"", behind]) + self.unparsed
+        self.received = 0
         self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self.parser.feed_data(head)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -2048,7 +2043,8 @@ class Protocol(HttpToolsProtocol):
             else:
                 cycle.disconnected = cycle.response_complete = True
                 self.task.cancel(CLIENT_DISCONNECTED)
-        self._feed_new_parser(b"GET / HTTP/1.0\r\n\r\n")
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.feed_data(b"GET / HTTP/1.0\r\n\r\n")
         scope = cast("dict[str, Any]", self.scope)
         scope.update(method="-", raw_path=b"-", problem=problem)
 
