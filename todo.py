@@ -132,10 +132,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import (
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.supervisors import Multiprocess
 
 HERE = Path(__file__).resolve().parent
@@ -1766,25 +1763,21 @@ class ExchangeMiddleware:
 
 
 class AuthenticationMiddleware:
-    """Lets nobody under /api without a valid token; scope["user"] is the user id of that.
-
-    scope["problem"] is the HTTP server's, in place of a request.
-    """
+    """Lets nobody under /api without a valid token; scope["user"] is the user id of that."""
 
     def __init__(self, app: ASGIApp, tokens: TokenVerifier) -> None:
         self.app = app
         self.tokens = tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if "problem" in scope:
+        if "problem" in scope:  # the HTTP server's: what came is no request
             raise scope["problem"]
         if scope["type"] == "http" and (scope["path"] + "/").startswith("/api/"):
             credentials = [value for name, value in scope["headers"] if name == b"authorization"]
             scope["user"] = await self.tokens.authenticate(credentials)
             if b"%2f" in scope["raw_path"].lower():
                 # An encoded slash separates nothing: NUL, which no id may contain, is in its place.
-                raw = re.sub("%2f", "%00", scope["raw_path"].decode(), flags=re.IGNORECASE)
-                scope["path"] = unquote(raw)
+                scope["path"] = unquote(re.sub("(?i)%2f", "%00", scope["raw_path"].decode()))
         await self.app(scope, receive, send)
 
 
@@ -1867,7 +1860,7 @@ class CorkedTransport:
         self.corked.append(data)
 
     def uncork(self) -> None:
-        if self.corked and not self.transport.is_closing():
+        if not self.transport.is_closing():
             data = b"".join(self.corked)
             self.sent += len(data)
             self.transport.write(data)
@@ -2034,13 +2027,13 @@ class Protocol(HttpToolsProtocol):
         """Have the app answer what is no request, in its turn, and close; read nothing more."""
         self.discarding, self.unparsed = True, b""
         cycle = self.cycle
-        if cycle is not None and cycle.more_body:  # it is a body that is broken
+        if cycle is not None and cycle.more_body:  # it is the body of this that is broken
             if self.pipeline:
                 self.pipeline.popleft()
             elif cycle.response_started:
                 self.transport.close()
                 return
-            else:
+            else:  # the refusal takes the place of its answer
                 cycle.disconnected = cycle.response_complete = True
                 self.task.cancel(CLIENT_DISCONNECTED)
         self.parser = httptools.HttpRequestParser(self)
