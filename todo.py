@@ -114,11 +114,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    HttpToolsProtocol,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.supervisors import Multiprocess
 
 HERE = Path(__file__).resolve().parent
@@ -1451,8 +1447,8 @@ async def body_of(request: Request, model: type[SomeTask]) -> SomeTask:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise Problem("UNSUPPORTED_MEDIA_TYPE")
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and float(declared) > BODY_MAX:  # int() takes 4,300 digits at most
+    # The HTTP server has checked that they are digits; int() takes 4,300 of them at most.
+    if float(request.headers.get("content-length", 0)) > BODY_MAX:
         raise Problem("PAYLOAD_TOO_LARGE")
     body = b""
     async for chunk in request.stream():
@@ -1607,11 +1603,6 @@ def _address(host: str) -> str:
         return "-"
 
 
-def new_request_id() -> bytes:
-    """Names a line of the log and guards nothing, so it need not cost a system call."""
-    return b"%016x" % random.getrandbits(64)
-
-
 def _log_line(scope: Scope, status: int, seconds: float, request_id: bytes) -> str:
     client = scope.get("client") or ("-",)
     return (
@@ -1652,7 +1643,8 @@ class ExchangeMiddleware:
         request_headers = dict(scope["headers"])
         request_id = request_headers.get(b"x-request-id", b"")
         if not REQUEST_ID.fullmatch(request_id):
-            request_id = new_request_id()
+            # It names a line of the log and guards nothing, so it need not cost a system call.
+            request_id = b"%016x" % random.getrandbits(64)
         common = self.headers.get(request_headers.get(b"origin"), COMMON_HEADERS)
         headers = (*common, (b"x-request-id", request_id))
         preflight = (
@@ -1731,13 +1723,14 @@ class AuthenticationMiddleware:
         self.tokens = tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if "problem" in scope:  # the HTTP server's: what came is no request
+            raise scope["problem"]
         if scope["type"] == "http" and (scope["path"] + "/").startswith("/api/"):
             credentials = [value for name, value in scope["headers"] if name == b"authorization"]
             scope["user"] = await self.tokens.authenticate(credentials)
             if b"%2f" in scope["raw_path"].lower():
                 # An encoded slash separates nothing: NUL, which no id may contain, is in its place.
-                raw = re.sub("%2f", "%00", scope["raw_path"].decode(), flags=re.IGNORECASE)
-                scope["path"] = unquote(raw)
+                scope["path"] = unquote(re.sub("(?i)%2f", "%00", scope["raw_path"].decode()))
         await self.app(scope, receive, send)
 
 
@@ -1758,15 +1751,13 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
     # What exists now lives as long as the process: walking it would stop all requests for 40 ms.
     gc.collect()
     gc.freeze()
-    try:
-        yield
-    except asyncio.CancelledError:
-        pass  # by a second Ctrl-C, which waits for nothing
-    finally:
-        with suppress(asyncio.CancelledError):
+    with suppress(asyncio.CancelledError):  # by a second Ctrl-C, which waits for nothing
+        try:
+            yield
+        finally:
             await app.state.database.close()
-        for handler in log.handlers:
-            handler.flush()  # uvicorn ends a worker by the signal itself: no exit handler runs
+    for handler in log.handlers:
+        handler.flush()  # uvicorn ends a worker by the signal itself: no exit handler runs
 
 
 def create_app(settings: Settings) -> Starlette:
@@ -1822,7 +1813,7 @@ class CorkedTransport:
         self.corked.append(data)
 
     def uncork(self) -> None:
-        if self.corked and not self.transport.is_closing():
+        if not self.transport.is_closing():
             data = b"".join(self.corked)
             self.sent += len(data)
             self.transport.write(data)
@@ -1860,9 +1851,7 @@ class Protocol(HttpToolsProtocol):
     limit = HEAD_MAX  # of that: HEAD_MAX in a head, REQUEST_MAX behind it
     answering: RequestResponseCycle | None = None
     task: asyncio.Task[None]  # of that cycle
-    keep_alive_after_body = True  # whether the connection stays open once the body has come
-    refusal = ""  # error code of what is no request; nothing more is read
-    discarding = False  # the rest of a request that is too long
+    discarding = False  # what still comes, for nothing
     draining = False  # the server shuts down
     buffered = 0  # bytes of answers, as of the last tick
     progress = (0, 0.0)  # bytes that the client has read, and the limit of what it is to do now
@@ -1907,46 +1896,41 @@ class Protocol(HttpToolsProtocol):
         self.ticker = self.loop.call_later(PROGRESS_INTERVAL, self._drop_if_stalled)
 
     def data_received(self, data: bytes) -> None:
-        if not (self.refusal or self.discarding):
-            self.unparsed += data
-            self._parse()
-
-    def _parse(self) -> None:
         """Parse what has come, until a request has to wait for the answers of those before it."""
+        if self.discarding:
+            return
+        self.unparsed += data
         while self.unparsed and not self.pipeline:
             piece = self.unparsed[: min(FEED_MAX, self.limit - self.received)]
             self.unparsed = self.unparsed[len(piece) :]
             self.received += len(piece)
             try:
-                self._feed(piece)
-            except httptools.HttpParserError:
-                self._refuse("BAD_REQUEST")
+                self.parser.feed_data(piece)
+            except httptools.HttpParserUpgrade as upgrade:
+                self._ignore_upgrade(piece[upgrade.args[0] :])
+            except httptools.HttpParserError as exc:
+                self._refuse(Problem("BAD_REQUEST", str(exc)))
                 return
-            if self.received >= self.limit:
-                if self.limit == HEAD_MAX:
-                    self._refuse("HEADERS_TOO_LARGE")
-                    return
+            if self.received < self.limit:
+                continue
+            if self.limit == HEAD_MAX:
+                self._refuse(Problem("HEADERS_TOO_LARGE", "its end has not come"))
+            else:
                 # A client that meets a reset while it sends does not read its answer.
                 self.discarding, self.unparsed = True, b""
                 self.loop.call_later(DISCARD_TIME, self.transport.abort)
-        if self.pipeline:
-            self.flow.pause_reading()
 
-    def _feed(self, data: bytes) -> None:
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            # An upgrade is ignored (RFC 9110 section 7.8), but the parser has stopped behind its
-            # head: a new one parses that head without it, and then the rest.
-            behind = data[upgrade.args[0] :]
-            self.unparsed = behind + self.unparsed
-            self.received = max(0, self.received - len(behind))
-            version = self.parser.get_http_version().encode()
-            head = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
-            head += [name + b": " + value for name, value in self.headers if name != b"upgrade"]
-            self.parser = httptools.HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-            self.parser.feed_data(b"\r\n".join(head) + b"\r\n\r\n")
+    def _ignore_upgrade(self, behind: bytes) -> None:
+        """Have a new parser parse the head again without it, and then what is behind.
+
+        So RFC 9110 section 7.8; the parser has stopped behind the head.
+        """
+        version = self.parser.get_http_version().encode()
+        head = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
+        head += [name + b":" + value for name, value in self.headers if name != b"upgrade"]
+        self.unparsed = b"\r\n".join([*head, b"", behind]) + self.unparsed
+        self.received = 0
+        self.parser = httptools.HttpRequestParser(self)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -1965,20 +1949,16 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
         self.limit = REQUEST_MAX
         self.headers = cast("list[Any]", deque(maxlen=0))  # trailers are no headers of the request
-        self.keep_alive_after_body = self.cycle.keep_alive = (
-            self.cycle.keep_alive and not self.draining
-        )
-        if self.expect_100_continue:
-            # Without that answer the client may leave the body out: what follows is then no body.
-            self.cycle.keep_alive = False
+        # Without 100 Continue the client may leave the body out: what follows is then no body.
+        self.cycle.keep_alive &= not (self.draining or self.expect_100_continue)
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return
         self.received = 0
         self.cycle.more_body = False
-        if not self.cycle.response_started:
-            self.cycle.keep_alive = self.keep_alive_after_body
+        if self.expect_100_continue and not self.cycle.response_started:
+            self.cycle.keep_alive = self.parser.should_keep_alive() and not self.draining
         self.cycle.message_event.set()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -1988,52 +1968,35 @@ class Protocol(HttpToolsProtocol):
         self.task.add_done_callback(self.tasks.discard)
 
     def on_response_complete(self) -> None:
-        self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-        elif self.refusal:
-            self._answer_refused()
-            return
         if not self.pipeline:
-            self._parse()
+            self.data_received(b"")  # nothing new, but some may be unparsed
             self.flow.resume_reading()
 
-    def _refuse(self, code: str) -> None:
-        """Read nothing more; answer what is no request once those before it have their answers."""
-        self.refusal = code
-        self.unparsed = b""
-        if self.pipeline and self.cycle.more_body:
-            self.pipeline.popleft()
-        cycle = self.answering
-        if cycle is None or cycle.response_complete or cycle.more_body:
-            self._answer_refused()
-
-    def _answer_refused(self) -> None:
-        """Send the error, unless the app answers that request already, and close."""
-        cycle = self.answering
-        if not (cycle and cycle.more_body and cycle.response_started):
-            problem = Problem(self.refusal)
-            response, request_id = problem.response(), new_request_id()
-            own = ((b"x-request-id", request_id), (b"connection", b"close"))
-            fields = (
-                *self.server_state.default_headers,
-                *response.raw_headers,
-                *COMMON_HEADERS,
-                *own,
-            )
-            lines = [b"%s: %s" % each for each in fields]
-            head = STATUS_LINE[problem.status] + b"\r\n".join(lines)
-            self.transport.write(head + b"\r\n\r\n" + bytes(response.body))
-            client = self.client[0] if self.client else "-"
-            line = f"- - {problem.status} request={request_id.decode()} client={client}"
-            log.warning("%s error=%s", line, problem.code)
-        self.transport.close()
+    def _refuse(self, problem: Problem) -> None:
+        """Have the app answer what is no request, in its turn, and close; read nothing more."""
+        self.discarding, self.unparsed = True, b""
+        cycle = self.cycle
+        if cycle is not None and cycle.more_body:  # it is the body of this that is broken
+            if self.pipeline:
+                self.pipeline.popleft()
+            elif cycle.response_started:
+                self.transport.close()
+                return
+            else:  # the refusal takes the place of its answer
+                cycle.disconnected = cycle.response_complete = True
+                self.task.cancel(CLIENT_DISCONNECTED)
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.feed_data(b"GET / HTTP/1.0\r\n\r\n")
+        scope = cast("dict[str, Any]", self.scope)
+        scope.update(method="-", raw_path=b"-", problem=problem)
 
     def shutdown(self) -> None:
         """Finish what is in flight; a proxy may still use an idle connection for a moment."""
-        self.draining, self.keep_alive_after_body = True, False
+        self.draining = True
         if self.cycle is not None:
             self.cycle.keep_alive = False
         self.loop.call_later(SHUTDOWN_DELAY, super().shutdown)  # which closes what is idle
