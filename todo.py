@@ -2420,15 +2420,15 @@ def embedded_postgres(data: Path) -> Iterator[str]:
     fcntl.flock(lock, fcntl.LOCK_SH)
     try:
         while not (url := _running_url(data)):
-            # A change of the lock is not atomic, and waits for ever for one who uses the server.
+            # Of several who want to start it the last to let go of the shared lock does.
+            fcntl.flock(lock, fcntl.LOCK_UN)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                time.sleep(random.random())  # noqa: S311 several wanted to start it
+                time.sleep(RECONNECT_PAUSE)
             else:
-                if not _running_url(data):
-                    _start_postgres(data)
-            fcntl.flock(lock, fcntl.LOCK_SH)
+                _start_postgres(data)
+            fcntl.flock(lock, fcntl.LOCK_SH)  # another may have stopped it before that
         yield url
     finally:
         for number in ENDING:
