@@ -2108,8 +2108,6 @@ class Workers(Multiprocess):
 CONNECT_GRACE = 10.0  # seconds that a command waits for a database that is away, or for a lock
 DEV = Path(".todo-dev")  # where `dev` keeps all that is its own
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-OPTIONAL = "nullable, or made by the database"  # a column that is none of ours
-PRIVILEGES = ("select", "insert", "update", "delete")
 
 
 @contextmanager
@@ -2167,11 +2165,13 @@ def table_differences(connection: psycopg.Connection[Any]) -> list[str]:
             there = sa.Table(tasks.name, sa.MetaData(), autoload_with=database, resolve_fks=False)
         except sa.exc.NoSuchTableError:
             return [f"no table {tasks.name}; make it with: python todo.py init-db"]
-        granted = [sa.func.has_table_privilege(tasks.name, name) for name in PRIVILEGES]
+        privileges = ("select", "insert", "update", "delete")
+        granted = [sa.func.has_table_privilege(tasks.name, name) for name in privileges]
         role, *may = database.execute(sa.select(sa.func.current_user(), *granted)).one()
     found, needed = _columns_of(there), _columns_of(tasks)
     lacks = [
-        f"column {name} is {found.get(name, 'missing')}, it must be {needed.get(name, OPTIONAL)}"
+        f"column {name} is {found.get(name, 'missing')}, it must be "
+        + needed.get(name, "nullable, or made by the database")
         for name in needed | found
         if found.get(name) != needed.get(name)
     ]
@@ -2184,7 +2184,7 @@ def table_differences(connection: psycopg.Connection[Any]) -> list[str]:
         for columns in (["id"], *sorted(index.columns.keys() for index in tasks.indexes))
         if columns not in [each[: len(columns)] for each in indexed]
     ]
-    refused = ", ".join(name for name, has in zip(PRIVILEGES, may, strict=True) if not has)
+    refused = ", ".join(name for name, has in zip(privileges, may, strict=True) if not has)
     if refused:
         grantee = DIALECT.identifier_preparer.quote(role)
         lacks.append(f"the role may not {refused}: grant {refused} on {tasks.name} to {grantee};")
@@ -2431,7 +2431,7 @@ def embedded_postgres(data: Path) -> Iterator[str]:
             fcntl.flock(lock, fcntl.LOCK_SH)  # another may have stopped it before that
         yield url
     finally:
-        for number in ENDING:
+        for number in ENDING:  # a second Ctrl-C does not cut this short
             signal.signal(number, signal.SIG_IGN)
         with suppress(OSError):  # BlockingIOError: another uses it
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
