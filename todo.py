@@ -2471,7 +2471,7 @@ def dev() -> None:
     folder = DEV.resolve()
     given = {name for name in Settings.model_fields if os.environ.get(name.upper())}  # for the log
     own = os.environ.get("NEON_DB_URL")
-    os.environ["NEON_DB_URL"] = own or "postgresql://embedded"
+    os.environ["NEON_DB_URL"] = own or "postgresql://embedded"  # until that is started
     os.environ["BETTER_AUTH_URL"] = os.environ.get("BETTER_AUTH_URL") or "http://localhost:3000"
     with ExitStack() as stack:
         try:
