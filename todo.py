@@ -2294,46 +2294,39 @@ def given_token() -> bytes:
     return sys.stdin.buffer.readline().strip()
 
 
-def check(settings: Settings, token: bytes) -> bool:
-    """Print a line a finding, for the operator; true if all is well."""
-    findings = []
-
-    def report(fine: bool, subject: str, finding: str) -> None:
-        findings.append(fine)
-        print(f"{'ok  ' if fine else 'FAIL'}  {subject}: {finding}")  # noqa: T201
-
-    report(True, "settings", ", ".join(sorted(settings.model_fields_set)).upper())
+def check(settings: Settings, token: bytes) -> Iterator[tuple[bool, str, str]]:
+    """Findings for the operator: whether it is as it must be, the subject, and what was found."""
+    yield True, "settings", ", ".join(sorted(settings.model_fields_set)).upper()
     try:
         with connected(settings) as connection:
             info = connection.info
             version = info.parameter_status("server_version")
-            report(True, "database", f"PostgreSQL {version} at {info.host}, database {info.dbname}")
+            yield True, "database", f"PostgreSQL {version} at {info.host}, database {info.dbname}"
             ask = partial(connection.execute, str(sa.select(sa.func.pg_backend_pid())).encode())
             direct = ask().fetchone() == (info.backend_pid,)
-            report(True, "connection", "no pooler" if direct else "through a transaction pooler")
-            report(True, "round trip", f"{min(timeit.repeat(ask, number=1)) * 1e3:.1f} ms")
+            yield True, "connection", "no pooler" if direct else "through a transaction pooler"
+            yield True, "round trip", f"{min(timeit.repeat(ask, number=1)) * 1e3:.1f} ms"
             lacks = table_differences(connection)
-            report(not lacks, "table", "; ".join(lacks) or "as schema.sql describes it")
+            yield not lacks, "table", "; ".join(lacks) or "as schema.sql describes it"
     except (psycopg.Error, StartupError) as exc:
-        report(False, "database", " ".join(str(exc).split()))
+        yield False, "database", " ".join(str(exc).split())
     tokens = TokenVerifier(settings)
     url = tokens.keys.url
     try:
         keys = _fetch_jwks(url)
         algorithms = ", ".join(sorted({algorithm for _, algorithm in keys}))
-        report(bool(keys), "JWKS", f"{len(keys)} usable keys {algorithms} at {url}")
+        yield bool(keys), "JWKS", f"{len(keys)} usable keys {algorithms} at {url}"
     except JWKS_FAULTS as exc:
         hint = "is BETTER_AUTH_URL right, and reachable from here?"
-        report(False, "JWKS", f"{url}: {type(exc).__name__} {exc}; {hint}")
+        yield False, "JWKS", f"{url}: {type(exc).__name__} {exc}; {hint}"
     if token:
         try:
             user = asyncio.run(tokens.authenticate([b"Bearer " + token.removeprefix(b"Bearer ")]))
-            report(True, "token", f"of user {user!a}")
+            yield True, "token", f"of user {user!a}"
         except Problem as problem:
             signed = "signature" in problem.reason.lower()
             hint = "; was it signed with another secret?" if signed else ""
-            report(False, "token", f"refused as {problem.code}: {problem.reason}{hint}")
-    return all(findings)
+            yield False, "token", f"refused as {problem.code}: {problem.reason}{hint}"
 
 
 def sign_token(settings: TokenSettings, user: str, seconds: int) -> str:
@@ -2515,7 +2508,11 @@ def main() -> None:
             init_db(load_settings(Settings))
             print("the table is as schema.sql describes it")  # noqa: T201
         case "check":
-            sys.exit(not check(load_settings(Settings), given_token()))
+            well = True
+            for fine, subject, finding in check(load_settings(Settings), given_token()):
+                print(f"{'ok  ' if fine else 'FAIL'}  {subject}: {finding}")  # noqa: T201
+                well = well and fine
+            sys.exit(not well)
         case "token":
             if not USER_ID.fullmatch(arguments.user_id):
                 raise StartupError(BAD_USER_ID)
