@@ -2024,8 +2024,6 @@ class Workers(Multiprocess):
 CONNECT_GRACE = 10.0  # seconds that a command waits for a database that is away, or for a lock
 DEV = Path(".todo-dev")  # where `dev` keeps all that is its own
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-OPTIONAL = "nullable, or made by the database"  # a column that is none of ours
-PRIVILEGES = ("select", "insert", "update", "delete")
 
 
 @contextmanager
@@ -2083,11 +2081,13 @@ def table_differences(connection: psycopg.Connection[Any]) -> list[str]:
             there = sa.Table(tasks.name, sa.MetaData(), autoload_with=database, resolve_fks=False)
         except sa.exc.NoSuchTableError:
             return [f"no table {tasks.name}; make it with: python todo.py init-db"]
-        granted = [sa.func.has_table_privilege(tasks.name, name) for name in PRIVILEGES]
+        privileges = ("select", "insert", "update", "delete")
+        granted = [sa.func.has_table_privilege(tasks.name, name) for name in privileges]
         role, *may = database.execute(sa.select(sa.func.current_user(), *granted)).one()
     found, needed = _columns_of(there), _columns_of(tasks)
     lacks = [
-        f"column {name} is {found.get(name, 'missing')}, it must be {needed.get(name, OPTIONAL)}"
+        f"column {name} is {found.get(name, 'missing')}, it must be "
+        + needed.get(name, "nullable, or made by the database")
         for name in needed | found
         if found.get(name) != needed.get(name)
     ]
@@ -2100,7 +2100,7 @@ def table_differences(connection: psycopg.Connection[Any]) -> list[str]:
         for columns in (["id"], *sorted(index.columns.keys() for index in tasks.indexes))
         if columns not in [each[: len(columns)] for each in indexed]
     ]
-    refused = ", ".join(name for name, has in zip(PRIVILEGES, may, strict=True) if not has)
+    refused = ", ".join(name for name, has in zip(privileges, may, strict=True) if not has)
     if refused:
         grantee = DIALECT.identifier_preparer.quote(role)
         lacks.append(f"the role may not {refused}: grant {refused} on {tasks.name} to {grantee};")
@@ -2210,46 +2210,39 @@ def given_token() -> bytes:
     return sys.stdin.buffer.readline().strip()
 
 
-def check(settings: Settings, token: bytes) -> bool:
-    """Print a line a finding, for the operator; true if all is well."""
-    findings = []
-
-    def report(fine: bool, subject: str, finding: str) -> None:
-        findings.append(fine)
-        print(f"{'ok  ' if fine else 'FAIL'}  {subject}: {finding}")  # noqa: T201
-
-    report(True, "settings", ", ".join(sorted(settings.model_fields_set)).upper())
+def check(settings: Settings, token: bytes) -> Iterator[tuple[bool, str, str]]:
+    """Findings for the operator: whether it is as it must be, the subject, and what was found."""
+    yield True, "settings", ", ".join(sorted(settings.model_fields_set)).upper()
     try:
         with connected(settings) as connection:
             info = connection.info
             version = info.parameter_status("server_version")
-            report(True, "database", f"PostgreSQL {version} at {info.host}, database {info.dbname}")
+            yield True, "database", f"PostgreSQL {version} at {info.host}, database {info.dbname}"
             ask = partial(connection.execute, str(sa.select(sa.func.pg_backend_pid())).encode())
             direct = ask().fetchone() == (info.backend_pid,)
-            report(True, "connection", "no pooler" if direct else "through a transaction pooler")
-            report(True, "round trip", f"{min(timeit.repeat(ask, number=1)) * 1e3:.1f} ms")
+            yield True, "connection", "no pooler" if direct else "through a transaction pooler"
+            yield True, "round trip", f"{min(timeit.repeat(ask, number=1)) * 1e3:.1f} ms"
             lacks = table_differences(connection)
-            report(not lacks, "table", "; ".join(lacks) or "as schema.sql describes it")
+            yield not lacks, "table", "; ".join(lacks) or "as schema.sql describes it"
     except (psycopg.Error, StartupError) as exc:
-        report(False, "database", " ".join(str(exc).split()))
+        yield False, "database", " ".join(str(exc).split())
     tokens = TokenVerifier(settings)
     url = tokens.keys.url
     try:
         keys = _fetch_jwks(url)
         algorithms = ", ".join(sorted({algorithm for _, algorithm in keys}))
-        report(bool(keys), "JWKS", f"{len(keys)} usable keys {algorithms} at {url}")
+        yield bool(keys), "JWKS", f"{len(keys)} usable keys {algorithms} at {url}"
     except JWKS_FAULTS as exc:
         hint = "is BETTER_AUTH_URL right, and reachable from here?"
-        report(False, "JWKS", f"{url}: {type(exc).__name__} {exc}; {hint}")
+        yield False, "JWKS", f"{url}: {type(exc).__name__} {exc}; {hint}"
     if token:
         try:
             user = asyncio.run(tokens.authenticate([b"Bearer " + token.removeprefix(b"Bearer ")]))
-            report(True, "token", f"of user {user!a}")
+            yield True, "token", f"of user {user!a}"
         except Problem as problem:
             signed = "signature" in problem.reason.lower()
             hint = "; was it signed with another secret?" if signed else ""
-            report(False, "token", f"refused as {problem.code}: {problem.reason}{hint}")
-    return all(findings)
+            yield False, "token", f"refused as {problem.code}: {problem.reason}{hint}"
 
 
 def sign_token(settings: TokenSettings, user: str, seconds: int) -> str:
@@ -2336,18 +2329,18 @@ def embedded_postgres(data: Path) -> Iterator[str]:
     fcntl.flock(lock, fcntl.LOCK_SH)
     try:
         while not (url := _running_url(data)):
-            # A change of the lock is not atomic, and waits for ever for one who uses the server.
+            # Of several who want to start it the last to let go of the shared lock does.
+            fcntl.flock(lock, fcntl.LOCK_UN)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                time.sleep(random.random())  # noqa: S311 several wanted to start it
+                time.sleep(RECONNECT_PAUSE)
             else:
-                if not _running_url(data):
-                    _start_postgres(data)
-            fcntl.flock(lock, fcntl.LOCK_SH)
+                _start_postgres(data)
+            fcntl.flock(lock, fcntl.LOCK_SH)  # another may have stopped it before that
         yield url
     finally:
-        for number in ENDING:
+        for number in ENDING:  # a second Ctrl-C does not cut this short
             signal.signal(number, signal.SIG_IGN)
         with suppress(OSError):  # BlockingIOError: another uses it
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -2387,7 +2380,7 @@ def dev() -> None:
     folder = DEV.resolve()
     given = {name for name in Settings.model_fields if os.environ.get(name.upper())}  # for the log
     own = os.environ.get("NEON_DB_URL")
-    os.environ["NEON_DB_URL"] = own or "postgresql://embedded"
+    os.environ["NEON_DB_URL"] = own or "postgresql://embedded"  # until that is started
     os.environ["BETTER_AUTH_URL"] = os.environ.get("BETTER_AUTH_URL") or "http://localhost:3000"
     with ExitStack() as stack:
         try:
@@ -2431,7 +2424,11 @@ def main() -> None:
             init_db(load_settings(Settings))
             print("the table is as schema.sql describes it")  # noqa: T201
         case "check":
-            sys.exit(not check(load_settings(Settings), given_token()))
+            well = True
+            for fine, subject, finding in check(load_settings(Settings), given_token()):
+                print(f"{'ok  ' if fine else 'FAIL'}  {subject}: {finding}")  # noqa: T201
+                well = well and fine
+            sys.exit(not well)
         case "token":
             if not USER_ID.fullmatch(arguments.user_id):
                 raise StartupError(BAD_USER_ID)
