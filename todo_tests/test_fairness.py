@@ -280,6 +280,22 @@ async def test_reads_and_writes_take_turns_whatever_waits() -> None:
     assert len(queue.next_batch()) == 4
 
 
+async def test_a_list_goes_with_other_reads_while_the_last_one_was_short(
+    monkeypatch: pytest.MonkeyPatch, make_settings: Callable[..., todo.Settings]
+) -> None:
+    monkeypatch.setattr(todo, "SHORT_LIST", 2)
+    database = todo.Database(make_settings())
+    await database.open()
+    user = {"owner": new_user(), "owner_json": '""'}
+    batched = []
+    for _ in range(4):
+        await database.run(todo.LIST, **user)
+        batched.append(user["owner"] in database.queue.short_list_owners)
+        await database.run(todo.CREATE, **user, new_title="x", new_description=None)
+    assert batched == [True, True, True, False]
+    await database.close()
+
+
 async def test_a_read_that_fails_spoils_no_other_of_its_batch(
     one_connection: tuple[Server, str], postgres: Database
 ) -> None:
