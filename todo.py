@@ -103,6 +103,7 @@ from psycopg import errors, pq
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic.networks import HttpUrl
 from pydantic_core import PydanticCustomError, from_json
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.dialects.postgresql import psycopg as postgresql
@@ -141,18 +142,12 @@ class StartupError(SystemExit):
 def origin_of(url: str) -> str:
     """Origin of an http(s) URL as browsers and Better Auth write it (RFC 6454 section 6.2).
 
-    Lower case, no path, no default port. Raises ValueError for anything else.
+    Raises ValueError for anything else, and for a user in it.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
+    if not re.match(r"https?://[^/?#@]+([/?#]|$)", url, re.IGNORECASE):
         raise ValueError
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    if not host.isascii():
-        host = host.encode("idna").decode()
-        if host.encode().decode("idna") != parts.hostname:
-            raise ValueError  # browsers encode some letters in another way, such as ß
-    default = parts.port in {None, {"http": 80, "https": 443}[parts.scheme]}
-    return f"{parts.scheme}://{host}" + ("" if default else f":{parts.port}")
+    parts = urlsplit(str(HttpUrl(url)))  # which reads it by the URL standard, as browsers do
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 # The operator reads the text of this error; for any other the description of the variable, because

@@ -61,9 +61,9 @@ REFUSED: dict[str, Variables] = {
     "NEON_DB_URL with a bare @ in its password": {
         "NEON_DB_URL": f"postgresql://user:a@{PASSWORD}@127.0.0.1:1/todo",
     },
-    "BETTER_AUTH_URL with a query; an origin that Python takes for strasse.example": {
+    "BETTER_AUTH_URL with a query; an origin with a space": {
         "BETTER_AUTH_URL": "http://localhost:3000/?x=1",
-        "ALLOWED_ORIGINS": "https://straße.example",
+        "ALLOWED_ORIGINS": "https://a b.example",
     },
     "NEON_DB_URL with a bad port; an origin with a slash": {
         "NEON_DB_URL": URL.replace(":1/", ":port/"),
@@ -331,6 +331,9 @@ ORIGINS = {
     "http://MÜNCHEN.example:81": "http://xn--mnchen-3ya.example:81",
     "https://例え.テスト": "https://xn--r8jz45g.xn--zckzah",
     "http://xn--mnchen-3ya.example": "http://xn--mnchen-3ya.example",
+    "https://straße.example": "https://xn--strae-oqa.example",
+    "http://127.1:81": "http://127.0.0.1:81",
+    "http://[0:0:0:0:0:0:0:1]:80": "http://[::1]",
 }
 
 
