@@ -206,6 +206,14 @@ async def client(app: "Starlette") -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _what_waits_has_begun(request: pytest.FixtureRequest) -> None:
+    """A file's `waits` run from its first test on, if a selected one asks for them."""
+    of_the_file = (item for item in request.session.items if item.path == request.path)
+    if any("waits" in getattr(item, "fixturenames", ()) for item in of_the_file):
+        request.getfixturevalue("waits")
+
+
 @pytest.fixture
 def user() -> str:
     """A user id of this test's own."""

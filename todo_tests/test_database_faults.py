@@ -172,7 +172,7 @@ LOCKED_OUT: dict[str, tuple[str, ...]] = {
 NOBODY = f"postgresql://someone:a-password@127.0.0.1:{free_port()}/todo"
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def waits(postgres: Database) -> Iterator[AllAtOnce]:
     with (
         OwnPostgres() as own,

@@ -121,7 +121,7 @@ async def hangs(postgres: OwnPostgres, serve: Serve) -> dict[str, End]:
     return dict(zip(WORKERS, ends, strict=True))
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def waits() -> Iterator[AllAtOnce]:
     with (
         OwnPostgres() as postgres,
