@@ -121,6 +121,16 @@ def postgres() -> Iterator[Database]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def local_postgres(postgres: Database) -> Iterator[OwnPostgres]:
+    """One from the embedded wheel, whose port and log are at hand; not to be damaged."""
+    if isinstance(postgres, OwnPostgres):
+        yield postgres
+        return
+    with OwnPostgres() as server:
+        yield server
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _forget_template() -> Iterator[None]:
     yield

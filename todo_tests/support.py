@@ -113,6 +113,15 @@ class Database:
         name = urllib.parse.urlsplit(url).path.removeprefix("/")
         self.execute(f"alter database {name} set {setting} = {value}")
 
+    @contextmanager
+    def changed(self, url: str, change: str, undo: str) -> Iterator[None]:
+        """The database is changed so until the block ends."""
+        self.execute(change, database_url=url)
+        try:
+            yield
+        finally:
+            self.execute(undo, database_url=url)
+
     def cut_connections(self, url: str) -> int:
         """End all connections to the database, as Neon does on every suspend; how many there were.
 
