@@ -60,10 +60,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def get(url: str, **request: Any) -> httpx.Response:
+    """An answer from a server of the tests. No certificates are loaded, which takes a while."""
+    return httpx.get(url, verify=False, **request)
+
+
 def listens(url: str, **headers: str) -> bool:
     """Whether a server answers there, whatever it says."""
     try:
-        httpx.get(url, headers=headers, verify=False, timeout=30)
+        get(url, headers=headers, timeout=30)
     except httpx.TransportError:
         return False
     return True
@@ -74,7 +79,7 @@ def eventually(fact: Callable[[], object], *, within: float = 10.0, why: str = "
     deadline = time.monotonic() + within
     while not (value := fact()):
         assert time.monotonic() < deadline, why or "it did not happen in time"
-        time.sleep(0.01)
+        time.sleep(0.005)
     return value
 
 
@@ -397,7 +402,7 @@ class Server:
         """Wait for the log to say where it listens, and for the answer to a first request."""
         log = self.wait_for("listening on http://")
         url = log.partition("listening on ")[2].split()[0].replace("//0.0.0.0:", "//127.0.0.1:")
-        httpx.get(f"{url}/healthz", headers={"X-Request-ID": "first"}, timeout=30.0)
+        get(f"{url}/healthz", headers={"X-Request-ID": "first"}, timeout=30.0)
 
     def log_lines(self, text: str, *, count: int = 1) -> list[str]:
         """The lines of the log that hold the text, once there are so many."""

@@ -25,6 +25,7 @@ from todo_tests.support import (
     bearer,
     eventually,
     free_port,
+    get,
     path_of,
     servers,
 )
@@ -115,7 +116,7 @@ def test_init_db_makes_the_table_and_is_harmless_when_repeated(
     task = httpx.post(server.url + path_of(user), json={"title": "Kept"}, headers=headers).json()
     again = init_db(serve, empty_database)
     assert again.wait() == 0, again.stderr()
-    assert httpx.get(server.url + path_of(user), headers=headers).json() == [task]
+    assert get(server.url + path_of(user), headers=headers).json() == [task]
 
 
 def test_init_db_may_run_several_times_at_once(
@@ -181,7 +182,7 @@ def test_token_prints_a_token_that_works(serve: Serve, user: str) -> None:
         token = command.stdout().removesuffix("\n")
         assert re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+", token)
         headers = {"Authorization": f"Bearer {token}"}
-        response = httpx.get(server.url + path_of(name), headers=headers)
+        response = get(server.url + path_of(name), headers=headers)
         assert (response.status_code, response.json()) == (200, [])
         assert jwt.get_unverified_header(token)["alg"] == "HS256"
 

@@ -281,7 +281,7 @@ async def test_connect_is_refused_and_ends_the_connection(
         path = target.format(user=caller.user).encode()
         return stranger.head("CONNECT", "/target", **headers).replace(b"/target", path, 1)
 
-    for packets in (
+    exchanges = (
         (head(),),
         (head() + behind,),
         (head(), behind),
@@ -289,8 +289,9 @@ async def test_connect_is_refused_and_ends_the_connection(
         (head(Content_Length=len(behind)), behind + behind),
         (head(Transfer_Encoding="chunked") + chunked(behind) + behind,),
         (LAST.replace(b"close", b"keep-alive") + head() + behind,),
-    ):
-        *before, answer = await answers(server.port, *packets)
+    )
+    told = await together(answers(server.port, *packets) for packets in exchanges)
+    for packets, (*before, answer) in zip(exchanges, told, strict=True):
         is_last(answer, 400, BAD_REQUEST)
         assert statuses(before) == [200] * packets[0].startswith(b"GET")
     assert await titles(caller) == ["Kept"]
