@@ -59,10 +59,14 @@ def source() -> str:
 # The contract in itself
 
 
+@pytest.mark.slow
 def test_the_contract_is_openapi_3_1() -> None:
     from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 
     assert [error.message for error in OPENAPI_31_VALIDATOR.iter_errors(CONTRACT)] == []
+
+
+def test_every_schema_is_json_schema() -> None:
     for name, schema in COMPONENTS["schemas"].items():
         assert jsonschema_rs.meta.is_valid(schema), name
 

@@ -751,8 +751,8 @@ REFUSED = {
 def test_the_reason_of_every_refused_token_is_logged(http: httpx.Client, server: Server) -> None:
     """Design 4, logs: at WARNING, with the client's address, each with words of its own."""
     reasons = set()
-    for name, make in REFUSED.items():
-        response = http.get(path_of("u"), headers=make())
+    answers = {name: http.get(path_of("u"), headers=make()) for name, make in REFUSED.items()}
+    for name, response in answers.items():
         [line] = server.log_lines(response.headers["x-request-id"])
         assert REQUEST_LINE.fullmatch(line), line
         assert " WARNING GET /api/u/tasks 401 " in line
@@ -828,8 +828,8 @@ def test_the_client_in_a_line_is_an_address_or_nobody(
     http: httpx.Client, server: Server, said: str | bytes, logged: str
 ) -> None:
     """Design 4, logs: whatever a proxy on this machine passes on."""
-    for path in ("/healthz", path_of("u")):
-        response = http.get(path, headers={"X-Forwarded-For": said})
+    headers = {"X-Forwarded-For": said}
+    for response in [http.get(path, headers=headers) for path in ("/healthz", path_of("u"))]:
         [line] = server.log_lines(f"request={response.headers['x-request-id']} ")
         assert re.search(r" client=(.*?)( error=|$)", line)[1] == logged
         assert line.count(" user=") == line.count(" request=") == line.count(" client=") == 1
