@@ -159,25 +159,22 @@ def _log_is_written_at_once() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def database_url(postgres: Database) -> Iterator[str]:
     """A fresh database with `schema.sql` applied."""
-    url = postgres.create_database(schema=True)
-    yield url
-    postgres.drop_database(url)
+    with postgres.new_database(schema=True) as url:
+        yield url
 
 
 @pytest.fixture
 def empty_database(postgres: Database) -> Iterator[str]:
     """A database without the table."""
-    url = postgres.create_database()
-    yield url
-    postgres.drop_database(url)
+    with postgres.new_database() as url:
+        yield url
 
 
 @pytest.fixture
 def fresh_database(postgres: Database) -> Iterator[str]:
     """A database with the table, of this test's own."""
-    url = postgres.create_database(schema=True)
-    yield url
-    postgres.drop_database(url)
+    with postgres.new_database(schema=True) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

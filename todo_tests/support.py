@@ -31,6 +31,7 @@ SECRET = "only-the-tests-sign-with-this-secret-0123456789"
 PASSWORD = "hunter2-is-the-password"
 AUTH_URL = "http://localhost:3000"
 ORIGIN = "http://localhost:3000"
+SCHEMA = (ROOT / "schema.sql").read_text("utf-8")
 ALL_FILES = ("todo.py", "schema.sql", "openapi.yaml", ".requirements-run.txt", ".env.example")
 NO_SETTINGS = {"NEON_DB_URL": None, "BETTER_AUTH_SECRET": None, "BETTER_AUTH_URL": None}
 
@@ -110,8 +111,17 @@ class Database:
             connection.execute(sql.SQL(create).format(sql.Identifier(name)))
         url = urllib.parse.urlsplit(self.url)._replace(path=f"/{name}").geturl()
         if schema:
-            self.execute((ROOT / "schema.sql").read_text("utf-8"), database_url=url)
+            self.execute(SCHEMA, database_url=url)
         return url
+
+    @contextmanager
+    def new_database(self, *, schema: bool = False, encoding: str = "") -> Iterator[str]:
+        """The URL of a database that is gone when the block ends."""
+        url = self.create_database(schema=schema, encoding=encoding)
+        try:
+            yield url
+        finally:
+            self.drop_database(url)
 
     def set_default(self, url: str, setting: str, value: str) -> None:
         """Set what new connections to the database begin with; the value as SQL has it."""
@@ -555,13 +565,17 @@ DESCRIPTION_TYPE = "Description must be a string or null"
 DESCRIPTION_NUL = "Description cannot contain the NUL character"
 
 
+def error(code: str) -> dict[str, Any]:
+    """The body of the error of this code."""
+    return {"detail": ERRORS[code][1], "error_code": code}
+
+
 def assert_error(response: httpx.Response, code: str, **field_errors: str) -> None:
     """The response is the error of this code, whole, with one message a field."""
-    status, detail = ERRORS[code]
-    body: dict[str, object] = {"detail": detail, "error_code": code}
+    body = error(code)
     if field_errors:
         body["field_errors"] = {field: [message] for field, message in field_errors.items()}
-    assert (response.status_code, response.json()) == (status, body)
+    assert (response.status_code, response.json()) == (ERRORS[code][0], body)
     assert response.headers["content-type"] == "application/json"
 
 

@@ -394,8 +394,7 @@ def connect(postgres) -> Iterator[Callable[..., sqlalchemy.Connection]]:
     with ExitStack() as stack:
 
         def connect(*, schema: bool) -> sqlalchemy.Connection:
-            url = postgres.create_database(schema=schema)
-            stack.callback(postgres.drop_database, url)
+            url = stack.enter_context(postgres.new_database(schema=schema))
             dialect = re.sub("^postgres(ql)?:", "postgresql+psycopg:", url)
             engine = sqlalchemy.create_engine(dialect, poolclass=sqlalchemy.NullPool)
             return stack.enter_context(engine.connect())

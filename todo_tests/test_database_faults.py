@@ -602,11 +602,10 @@ Lose = Callable[..., Awaitable[tuple[Answer, int, Any, list[Any]]]]
 @pytest.fixture(scope="module")
 async def wired(local_postgres: OwnPostgres) -> AsyncIterator[tuple[Server, Wire, str]]:
     """A server, the wire to its PostgreSQL, and its database."""
-    url = local_postgres.create_database(schema=True)
-    async with Wire(local_postgres.port).laid() as wire:
-        with support.servers(wire.url(url)) as serve:
-            yield await asyncio.to_thread(serve), wire, url
-    local_postgres.drop_database(url)
+    with local_postgres.new_database(schema=True) as url:
+        async with Wire(local_postgres.port).laid() as wire:
+            with support.servers(wire.url(url)) as serve:
+                yield await asyncio.to_thread(serve), wire, url
 
 
 @pytest.fixture
@@ -910,7 +909,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     ),
     "it-is-dropped-and-made-anew": (
         "drop table tasks",
-        (support.ROOT / "schema.sql").read_text("utf-8"),
+        support.SCHEMA,
     ),
 }
 AWAY = {"it-is-renamed-away-and-back", "it-is-dropped-and-made-anew"}
@@ -919,10 +918,8 @@ AWAY = {"it-is-renamed-away-and-back", "it-is-dropped-and-made-anew"}
 @pytest.fixture(scope="module")
 def changing(postgres: Database) -> Iterator[tuple[Server, str]]:
     """A server, and the database whose table is changed."""
-    url = postgres.create_database(schema=True)
-    with support.servers(url) as serve:
+    with postgres.new_database(schema=True) as url, support.servers(url) as serve:
         yield serve({"DB_POOL_SIZE": "4"}), url
-    postgres.drop_database(url)
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -32,11 +32,10 @@ from (values {LONG}) as people (person, count), generate_series(1, count) n
 @pytest.fixture(scope="module")
 def crowded(postgres: Database) -> Iterator[str]:
     """A database with these users' tasks."""
-    url = postgres.create_database(schema=True)
     people = ", ".join(f"('{person}', {count})" for person, count in LONG.items())
-    postgres.execute(SEED.format(HEAVY=HEAVY, LONG=people), database_url=url)
-    yield url
-    postgres.drop_database(url)
+    with postgres.new_database(schema=True) as url:
+        postgres.execute(SEED.format(HEAVY=HEAVY, LONG=people), database_url=url)
+        yield url
 
 
 def watcher(url: str) -> psycopg.Connection[Any]:
@@ -248,10 +247,8 @@ WHOLE_TABLE = "drop view tasks; alter table stored_tasks rename to tasks"
 @pytest.fixture(scope="module")
 def one_connection(postgres: Database) -> Iterator[tuple[Server, str]]:
     """A server with a single connection, and its database."""
-    url = postgres.create_database(schema=True)
-    with servers(url) as serve:
+    with postgres.new_database(schema=True) as url, servers(url) as serve:
         yield serve({"DB_POOL_SIZE": "1"}), url
-    postgres.drop_database(url)
 
 
 async def test_a_read_that_fails_spoils_no_other_of_its_batch(

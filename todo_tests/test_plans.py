@@ -34,11 +34,9 @@ select (select sum(seq_tup_read) from pg_stat_user_tables)
 @pytest.fixture(scope="module")
 def uneven(postgres: Database) -> Iterator[tuple[Server, str]]:
     """A server, and its database, in which two of three users have it all."""
-    url = postgres.create_database(schema=True)
-    postgres.execute(SEED, database_url=url)
-    with servers(url) as serve:
+    with postgres.new_database(schema=True) as url, servers(url) as serve:
+        postgres.execute(SEED, database_url=url)
         yield serve(), url
-    postgres.drop_database(url)
 
 
 def rows_read(postgres: Database, url: str) -> int:

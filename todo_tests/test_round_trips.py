@@ -67,11 +67,10 @@ cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.fixture(scope="module")
 def watched(local_postgres: OwnPostgres) -> Iterator[str]:
     """A database that logs every statement of every connection, transaction control included."""
-    url = local_postgres.create_database(schema=True)
-    local_postgres.set_default(url, "log_statement", "'all'")
-    local_postgres.set_default(url, "log_parameter_max_length", "0")
-    yield url
-    local_postgres.drop_database(url)
+    with local_postgres.new_database(schema=True) as url:
+        local_postgres.set_default(url, "log_statement", "'all'")
+        local_postgres.set_default(url, "log_parameter_max_length", "0")
+        yield url
 
 
 @pytest.fixture(scope="module")

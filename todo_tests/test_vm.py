@@ -285,13 +285,15 @@ def commands_for_a_vm(copy: Path, database_url: str) -> None:
 def installations(
     postgres: Database, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[AllAtOnce]:
-    new, url = tmp_path_factory.mktemp, postgres.create_database()
-    with AllAtOnce(
-        first_command=asyncio.to_thread(first_command, new("first")),
-        commands_for_a_vm=asyncio.to_thread(commands_for_a_vm, new("vm") / "copy", url),
-    ) as all_at_once:
+    new = tmp_path_factory.mktemp
+    with (
+        postgres.new_database() as url,
+        AllAtOnce(
+            first_command=asyncio.to_thread(first_command, new("first")),
+            commands_for_a_vm=asyncio.to_thread(commands_for_a_vm, new("vm") / "copy", url),
+        ) as all_at_once,
+    ):
         yield all_at_once
-    postgres.drop_database(url)
 
 
 # Proxies
