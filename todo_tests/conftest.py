@@ -7,7 +7,6 @@ import inspect
 import logging
 import os
 import signal
-import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TextIO
@@ -35,24 +34,10 @@ if TYPE_CHECKING:
 
 STUCK = 360  # seconds for a test with its fixtures; an installation may take 300
 terminal = pytest.StashKey[TextIO]()
-initdb = pytest.StashKey[threading.Thread]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[terminal] = os.fdopen(os.dup(2), "w")  # what stderr is while nothing captures it
-
-
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """The collection takes one core, and `initdb` as long on another."""
-    if not (session.config.option.collectonly or "TEST_DATABASE_URL" in os.environ):
-        session.config.stash[initdb] = threading.Thread(target=OwnPostgres.template)
-        session.config.stash[initdb].start()
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if initdb in session.config.stash:
-        session.config.stash[initdb].join()
-    OwnPostgres.forget_template()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -134,6 +119,12 @@ def postgres() -> Iterator[Database]:
         return
     with OwnPostgres() as server:
         yield server
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forget_template() -> Iterator[None]:
+    yield
+    OwnPostgres.forget_template()
 
 
 @pytest.fixture(scope="session")

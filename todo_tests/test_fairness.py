@@ -136,9 +136,14 @@ def test_beside_a_user_with_a_huge_list_every_request_of_others_succeeds(
 
 
 async def most_waiting(url: str) -> int:
-    """How many wait for a lock, at the most of half a second."""
+    """How many wait for a lock, at the most of a quarter of a second from the first on."""
+
+    async def begun() -> bool:
+        return bool(waiting(url))
+
+    await soon(begun, within=2.0, why="nobody waits for a lock")
     seen = []
-    for _ in range(20):
+    for _ in range(10):
         await asyncio.sleep(0.025)
         seen.append(len(waiting(url)))
     return max(seen)

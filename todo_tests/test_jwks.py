@@ -539,6 +539,7 @@ class Scene:
         status = (await get(self.client, token or self.token, self.user)).status_code
         if begun := asyncio.all_tasks() - self.tasks:
             await asyncio.wait(begun, timeout=0.05)  # a fetch in the background may end
+            self.tasks = asyncio.all_tasks()
         return status
 
 

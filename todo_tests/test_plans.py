@@ -35,8 +35,10 @@ select (select sum(seq_tup_read) from pg_stat_user_tables)
 def uneven(postgres: Database) -> Iterator[tuple[Server, str]]:
     """A server, and its database, in which two of three users have it all."""
     with postgres.new_database(schema=True) as url, servers(url) as serve:
+        server = serve(wait=False)
         postgres.execute(SEED, database_url=url)
-        yield serve(), url
+        server.wait_until_it_serves()
+        yield server, url
 
 
 def rows_read(postgres: Database, url: str) -> int:
