@@ -127,6 +127,16 @@ def _forget_template() -> Iterator[None]:
     OwnPostgres.forget_template()
 
 
+@pytest.fixture(scope="session")
+def local_postgres(postgres: Database) -> Iterator[OwnPostgres]:
+    """One from the embedded wheel, whose port and log are at hand; not to be damaged."""
+    if isinstance(postgres, OwnPostgres):
+        yield postgres
+        return
+    with OwnPostgres() as server:
+        yield server
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _log_is_written_at_once() -> Iterator[None]:
     """So that a flush after each phase of each test takes no time."""
@@ -140,25 +150,22 @@ def _log_is_written_at_once() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def database_url(postgres: Database) -> Iterator[str]:
     """A fresh database with `schema.sql` applied."""
-    url = postgres.create_database(schema=True)
-    yield url
-    postgres.drop_database(url)
+    with postgres.new_database(schema=True) as url:
+        yield url
 
 
 @pytest.fixture
 def empty_database(postgres: Database) -> Iterator[str]:
     """A database without the table."""
-    url = postgres.create_database()
-    yield url
-    postgres.drop_database(url)
+    with postgres.new_database() as url:
+        yield url
 
 
 @pytest.fixture
 def fresh_database(postgres: Database) -> Iterator[str]:
     """A database with the table, of this test's own."""
-    url = postgres.create_database(schema=True)
-    yield url
-    postgres.drop_database(url)
+    with postgres.new_database(schema=True) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -204,6 +211,14 @@ async def client(app: "Starlette") -> AsyncIterator[httpx.AsyncClient]:
         event_hooks={"response": [hold_to_the_contract]},
     ) as client:
         yield client
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_waits_has_begun(request: pytest.FixtureRequest) -> None:
+    """A file's `waits` run from its first test on, if a selected one asks for them."""
+    of_the_file = (item for item in request.session.items if item.path == request.path)
+    if any("waits" in getattr(item, "fixturenames", ()) for item in of_the_file):
+        request.getfixturevalue("waits")
 
 
 @pytest.fixture

@@ -22,24 +22,17 @@ from typing import Any, NamedTuple, Self
 import psutil
 import psycopg
 
-from todo_tests.support import ORIGIN, OwnPostgres, bearer, eventually, free_port, new_user
+from todo_tests.support import ORIGIN, OwnPostgres, bearer, error, eventually, free_port, new_user
 
 PATIENCE = 60.0  # a caller that waits longer has met a time-out
 LOST = (ConnectionError, asyncio.IncompleteReadError)
 
 
-def error(code: str, detail: str = "An unexpected error occurred. Please try again later.") -> Any:
-    """The body of an error."""
-    return {"detail": detail, "error_code": code}
-
-
 DATABASE_UNAVAILABLE = error("DATABASE_UNAVAILABLE")
-DATABASE_TIMEOUT = error(
-    "DATABASE_TIMEOUT", "The database did not answer in time. Please try again later."
-)
-NOT_READY = error("NOT_READY", "The database cannot be reached. Please try again later.")
-BAD_REQUEST = error("BAD_REQUEST", "The request is not valid HTTP.")
-HEADERS_TOO_LARGE = error("HEADERS_TOO_LARGE", "The request head cannot exceed 64 KiB.")
+DATABASE_TIMEOUT = error("DATABASE_TIMEOUT")
+NOT_READY = error("NOT_READY")
+BAD_REQUEST = error("BAD_REQUEST")
+HEADERS_TOO_LARGE = error("HEADERS_TOO_LARGE")
 ON_EVERY_ANSWER = {
     "cache-control": "no-store",
     "x-content-type-options": "nosniff",
@@ -230,8 +223,7 @@ class Life(Caller):
         await self._expect(200, "GET", f"/api/{self.user}/tasks?completed=true", told=done)
 
     async def _absent(self) -> None:
-        told = error("TASK_NOT_FOUND", "Task not found.")
-        await self._expect(404, "PATCH", f"{2**62}/complete", told=told)
+        await self._expect(404, "PATCH", f"{2**62}/complete", told=error("TASK_NOT_FOUND"))
 
     async def _get(self) -> None:
         task = self._any()

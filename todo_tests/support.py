@@ -31,6 +31,7 @@ SECRET = "only-the-tests-sign-with-this-secret-0123456789"
 PASSWORD = "hunter2-is-the-password"
 AUTH_URL = "http://localhost:3000"
 ORIGIN = "http://localhost:3000"
+SCHEMA = (ROOT / "schema.sql").read_text("utf-8")
 ALL_FILES = ("todo.py", "schema.sql", "openapi.yaml", ".requirements-run.txt", ".env.example")
 NO_SETTINGS = {"NEON_DB_URL": None, "BETTER_AUTH_SECRET": None, "BETTER_AUTH_URL": None}
 
@@ -60,10 +61,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def get(url: str, **request: Any) -> httpx.Response:
+    """An answer from a server of the tests. No certificates are loaded, which takes a while."""
+    return httpx.get(url, verify=False, **request)
+
+
 def listens(url: str, **headers: str) -> bool:
     """Whether a server answers there, whatever it says."""
     try:
-        httpx.get(url, headers=headers, verify=False, timeout=30)
+        get(url, headers=headers, timeout=30)
     except httpx.TransportError:
         return False
     return True
@@ -74,7 +80,7 @@ def eventually(fact: Callable[[], object], *, within: float = 10.0, why: str = "
     deadline = time.monotonic() + within
     while not (value := fact()):
         assert time.monotonic() < deadline, why or "it did not happen in time"
-        time.sleep(0.01)
+        time.sleep(0.005)
     return value
 
 
@@ -105,13 +111,31 @@ class Database:
             connection.execute(sql.SQL(create).format(sql.Identifier(name)))
         url = urllib.parse.urlsplit(self.url)._replace(path=f"/{name}").geturl()
         if schema:
-            self.execute((ROOT / "schema.sql").read_text("utf-8"), database_url=url)
+            self.execute(SCHEMA, database_url=url)
         return url
+
+    @contextmanager
+    def new_database(self, *, schema: bool = False, encoding: str = "") -> Iterator[str]:
+        """The URL of a database that is gone when the block ends."""
+        url = self.create_database(schema=schema, encoding=encoding)
+        try:
+            yield url
+        finally:
+            self.drop_database(url)
 
     def set_default(self, url: str, setting: str, value: str) -> None:
         """Set what new connections to the database begin with; the value as SQL has it."""
         name = urllib.parse.urlsplit(url).path.removeprefix("/")
         self.execute(f"alter database {name} set {setting} = {value}")
+
+    @contextmanager
+    def changed(self, url: str, change: str, undo: str) -> Iterator[None]:
+        """The database is changed so until the block ends."""
+        self.execute(change, database_url=url)
+        try:
+            yield
+        finally:
+            self.execute(undo, database_url=url)
 
     def cut_connections(self, url: str) -> int:
         """End all connections to the database, as Neon does on every suspend; how many there were.
@@ -144,19 +168,33 @@ class OwnPostgres(Database):
     machine's own.
     """
 
-    _fast: Mapping[str, object] = {"fsync": "off", "shared_buffers": "32MB"}
+    _fast: Mapping[str, object] = {
+        "fsync": "off",
+        "shared_buffers": "32MB",
+        "max_wal_size": "256MB",  # a segment of 1 MB would make it 64
+    }
     _template: Path | None = None
+    _template_lock = threading.Lock()
 
     def __init__(self, **settings: object) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="todo-postgres-"))
+        self.folder = self._new_folder("todo-postgres-")
         self.port = free_port()
         self.settings = {**self._fast, "max_connections": 200, **settings}
         self.process: subprocess.Popen[bytes] | None = None
         super().__init__(f"postgresql://postgres@127.0.0.1:{self.port}/postgres")
-        data = self._new_cluster()
-        shutil.copytree(data, self.folder / "data", copy_function=shutil.copyfile)
+        shutil.copytree(self.template(), self.folder / "data", copy_function=shutil.copyfile)
         (self.folder / "data").chmod(0o700)
         self._give_to_server_user(self.folder)
+
+    @staticmethod
+    def _new_folder(prefix: str) -> Path:
+        """In memory where there is plenty: a database is 300 files, to write and to remove."""
+        memory = Path("/dev/shm")
+        plenty = 4 * 2**30
+        if psutil.virtual_memory().available < plenty or not memory.is_dir():
+            return Path(tempfile.mkdtemp(prefix=prefix))
+        enough = shutil.disk_usage(memory).free >= plenty
+        return Path(tempfile.mkdtemp(prefix=prefix, dir=memory if enough else None))
 
     @staticmethod
     def _user() -> dict[str, Any]:
@@ -187,32 +225,34 @@ class OwnPostgres(Database):
                 shutil.chown(path, owner["user"], owner["group"])
 
     @classmethod
-    def _new_cluster(cls) -> Path:
-        """The folder of a fresh cluster; `initdb` runs once a process and is copied from."""
-        if cls._template is None:
-            folder = Path(tempfile.mkdtemp(prefix="todo-initdb-"))
-            programs = cls._bin()
-            cls._give_to_server_user(folder)
-            subprocess.run(
-                [
-                    *(programs / "initdb", "--pgdata", folder / "data", "--no-sync"),
-                    *("--auth=trust", "--username=postgres", "--encoding=utf8"),
-                    "--locale=C.UTF-8",
-                ],
-                check=True,
-                stdout=subprocess.DEVNULL,
-                cwd=folder,
-                **cls._user(),
-            )
-            cls._template = folder / "data"
-        return cls._template
+    def template(cls) -> Path:
+        """The folder of a fresh cluster to copy; `initdb` runs once a process."""
+        with cls._template_lock:
+            if cls._template is None:
+                folder = cls._new_folder("todo-initdb-")
+                programs = cls._bin()
+                cls._give_to_server_user(folder)
+                subprocess.run(
+                    [
+                        *(programs / "initdb", "--pgdata", folder / "data", "--no-sync"),
+                        *("--auth=trust", "--username=postgres", "--encoding=utf8"),
+                        *("--locale=C.UTF-8", "--wal-segsize=1"),  # less to write and to copy
+                    ],
+                    check=True,
+                    stdout=subprocess.DEVNULL,
+                    cwd=folder,
+                    **cls._user(),
+                )
+                cls._template = folder / "data"
+            return cls._template
 
     @classmethod
     def forget_template(cls) -> None:
         """Remove what `initdb` made."""
-        if cls._template is not None:
-            shutil.rmtree(cls._template.parent, ignore_errors=True)
-            cls._template = None
+        with cls._template_lock:
+            if cls._template is not None:
+                shutil.rmtree(cls._template.parent, ignore_errors=True)
+                cls._template = None
 
     @property
     def log(self) -> str:
@@ -388,7 +428,7 @@ class Server:
         """Wait for the log to say where it listens, and for the answer to a first request."""
         log = self.wait_for("listening on http://")
         url = log.partition("listening on ")[2].split()[0].replace("//0.0.0.0:", "//127.0.0.1:")
-        httpx.get(f"{url}/healthz", headers={"X-Request-ID": "first"}, timeout=30.0)
+        get(f"{url}/healthz", headers={"X-Request-ID": "first"}, timeout=30.0)
 
     def log_lines(self, text: str, *, count: int = 1) -> list[str]:
         """The lines of the log that hold the text, once there are so many."""
@@ -535,13 +575,17 @@ DESCRIPTION_TYPE = "Description must be a string or null"
 DESCRIPTION_NUL = "Description cannot contain the NUL character"
 
 
+def error(code: str) -> dict[str, Any]:
+    """The body of the error of this code."""
+    return {"detail": ERRORS[code][1], "error_code": code}
+
+
 def assert_error(response: httpx.Response, code: str, **field_errors: str) -> None:
     """The response is the error of this code, whole, with one message a field."""
-    status, detail = ERRORS[code]
-    body: dict[str, object] = {"detail": detail, "error_code": code}
+    body = error(code)
     if field_errors:
         body["field_errors"] = {field: [message] for field, message in field_errors.items()}
-    assert (response.status_code, response.json()) == (status, body)
+    assert (response.status_code, response.json()) == (ERRORS[code][0], body)
     assert response.headers["content-type"] == "application/json"
 
 

@@ -19,7 +19,14 @@ from todo_tests.better_auth import (
     api,
     better_auth_servers,
 )
-from todo_tests.support import AUTH_URL, SECRET, assert_error, assert_task, path_of
+from todo_tests.support import (
+    AUTH_URL,
+    SECRET,
+    assert_error,
+    assert_task,
+    get,
+    path_of,
+)
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -124,7 +131,7 @@ async def test_tokens_are_those_that_better_auth_md_describes(auth: BetterAuth) 
     token = session.token()
     header = jwt.get_unverified_header(token)
     claims = jwt.decode(token, options={"verify_signature": False})
-    (key,) = httpx.get(f"{auth.base}/jwks").json()["keys"]
+    (key,) = get(f"{auth.base}/jwks").json()["keys"]
     assert header == {"alg": "EdDSA", "kid": key["kid"]}
     assert {name: value for name, value in key.items() if name not in ("x", "kid")} == {
         "alg": "EdDSA",
@@ -349,7 +356,7 @@ async def test_better_auths_own_rate_limit_logs_nobody_out(
     token, user = auth.command("sign", payload={"sub": "demo"})["token"], "demo"
     async with api(make_settings(better_auth_url=auth.url)) as client:
         assert await status(client, user, token) == 200
-        assert httpx.get(f"{auth.base}/jwks").status_code == 429
+        assert get(f"{auth.base}/jwks").status_code == 429
         assert (
             await status(client, user, auth.command("sign", payload={"sub": user})["token"]) == 200
         )
@@ -366,10 +373,10 @@ def test_a_real_server_starts_without_better_auth_and_finds_it_later(
     server = serve({"BETTER_AUTH_URL": auth.url})
     url, headers = f"{server.url}{path_of(session.user)}", authorized(session.token())
     auth.command("answer", jwks="nothing")
-    assert_error(httpx.get(url, headers=headers), "AUTH_KEYS_UNAVAILABLE")
-    assert httpx.get(f"{server.url}/readyz").status_code == 200
+    assert_error(get(url, headers=headers), "AUTH_KEYS_UNAVAILABLE")
+    assert get(f"{server.url}/readyz").status_code == 200
     auth.command("answer", jwks=None)
-    assert httpx.get(url, headers=headers).json() == []
+    assert get(url, headers=headers).json() == []
     twice = [("Authorization", headers["Authorization"])] * 2
-    assert_error(httpx.get(url, headers=twice), "INVALID_TOKEN")
+    assert_error(get(url, headers=twice), "INVALID_TOKEN")
     assert AUTH_URL not in server.stderr()

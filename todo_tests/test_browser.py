@@ -21,6 +21,7 @@ from todo_tests.support import (
     Server,
     assert_task,
     bearer,
+    error,
     new_user,
     path_of,
     servers,
@@ -101,13 +102,12 @@ def broken_api(
     serve_all: Serve, postgres: Database, auth: BetterAuth, frontends: list[str]
 ) -> Iterator[Server]:
     """Another, whose table is lost."""
-    url = postgres.create_database(schema=True)
-    variables = {"BETTER_AUTH_URL": auth.url, "ALLOWED_ORIGINS": frontends[0]}
-    server = serve_all(variables, database_url=url)
-    postgres.execute("drop table tasks", database_url=url)
-    yield server
-    server.stop()
-    postgres.drop_database(url)
+    with postgres.new_database(schema=True) as url:
+        variables = {"BETTER_AUTH_URL": auth.url, "ALLOWED_ORIGINS": frontends[0]}
+        server = serve_all(variables, database_url=url)
+        postgres.execute("drop table tasks", database_url=url)
+        yield server
+        server.stop()
 
 
 @pytest.fixture
@@ -161,9 +161,8 @@ def frontend(
     return frontend
 
 
-def error(code: str) -> tuple[int, Json]:
-    status, detail = ERRORS[code]
-    return status, {"detail": detail, "error_code": code}
+def is_error(answer: Json, code: str) -> None:
+    assert (answer["status"], answer["body"]) == (ERRORS[code][0], error(code))
 
 
 def test_a_page_signs_in_and_works_with_its_tasks(frontend: Frontend) -> None:
@@ -219,13 +218,13 @@ def test_the_page_reads_every_refusal(frontend: Frontend, code: str) -> None:
     """Not masked as a failed fetch."""
     method, path, request = REFUSALS[code]
     answer = frontend.call(method, path.format(user=frontend.user), **request)
-    assert (answer["status"], answer["body"]) == error(code)
+    is_error(answer, code)
 
 
 def test_the_page_reads_a_401_without_a_token(frontend: Frontend) -> None:
     frontend.token = None
     answer = frontend.call("GET", path_of(frontend.user))
-    assert (answer["status"], answer["body"]) == error("AUTHENTICATION_REQUIRED")
+    is_error(answer, "AUTHENTICATION_REQUIRED")
     assert answer["headers"]["www-authenticate"] == "Bearer"
 
 
@@ -239,13 +238,13 @@ def test_the_page_reads_a_422(frontend: Frontend) -> None:
 def test_the_page_reads_a_500_and_a_503(frontend: Frontend, broken_api: Server) -> None:
     frontend.api = broken_api
     answer = frontend.call("GET", path_of(frontend.user))
-    assert (answer["status"], answer["body"]) == error("INTERNAL_ERROR")
+    is_error(answer, "INTERNAL_ERROR")
     frontend.auth.command("rotate")
     frontend.auth.command("answer", jwks="nothing")
     rotated = frontend.auth.command("sign", payload={"sub": frontend.user})["token"]
     answer = frontend.call("GET", path_of(frontend.user), token=rotated)
     frontend.auth.command("answer", jwks=None)
-    assert (answer["status"], answer["body"]) == error("AUTH_KEYS_UNAVAILABLE")
+    is_error(answer, "AUTH_KEYS_UNAVAILABLE")
     assert answer["headers"]["retry-after"] == "1"
 
 

@@ -14,7 +14,6 @@ from todo_tests.support import (
     ALL_FILES,
     NO_SETTINGS,
     PASSWORD,
-    ROOT,
     SECRET,
     Database,
     Serve,
@@ -25,6 +24,7 @@ from todo_tests.support import (
     bearer,
     eventually,
     free_port,
+    get,
     path_of,
     servers,
 )
@@ -54,13 +54,12 @@ def test_a_start_without_the_table_is_refused(serve: Serve, empty_database: str)
 
 @pytest.mark.parametrize("column", ["completed", "description", "updated_at"])
 def test_a_start_with_a_column_missing_is_refused(
-    serve: Serve, postgres: Database, empty_database: str, column: str
+    serve: Serve, postgres: Database, fresh_database: str, column: str
 ) -> None:
     """Design 2."""
-    schema = (ROOT / "schema.sql").read_text("utf-8")
     drop = f"alter table tasks drop column {column} cascade"
-    postgres.execute(f"{schema}; {drop}", database_url=empty_database)
-    server = serve(database_url=empty_database, wait=False)
+    postgres.execute(drop, database_url=fresh_database)
+    server = serve(database_url=fresh_database, wait=False)
     assert_refused(server, column, "schema.sql", "init-db")
 
 
@@ -70,13 +69,12 @@ def test_a_database_that_cannot_hold_every_title_is_refused(
     serve: Serve, postgres: Database, encoding: str, command: str
 ) -> None:
     """Design 2: though the table is there; and `init-db` makes none."""
-    url = postgres.create_database(schema=command == "serve", encoding=encoding)
-    server = serve(database_url=url, args=(command,), files=ALL_FILES, wait=False)
-    assert_refused(server, encoding, "UTF8", within=10.0)
-    assert len(server.stderr().splitlines()) <= 3
-    tables = "select 1 from pg_tables where tablename = 'tasks'"
-    assert len(postgres.execute(tables, database_url=url)) == (command == "serve")
-    postgres.drop_database(url)
+    with postgres.new_database(schema=command == "serve", encoding=encoding) as url:
+        server = serve(database_url=url, args=(command,), files=ALL_FILES, wait=False)
+        assert_refused(server, encoding, "UTF8", within=10.0)
+        assert len(server.stderr().splitlines()) <= 3
+        tables = "select 1 from pg_tables where tablename = 'tasks'"
+        assert len(postgres.execute(tables, database_url=url)) == (command == "serve")
 
 
 def test_the_one_file_alone_in_an_empty_folder_serves(serve: Serve, user: str) -> None:
@@ -115,7 +113,7 @@ def test_init_db_makes_the_table_and_is_harmless_when_repeated(
     task = httpx.post(server.url + path_of(user), json={"title": "Kept"}, headers=headers).json()
     again = init_db(serve, empty_database)
     assert again.wait() == 0, again.stderr()
-    assert httpx.get(server.url + path_of(user), headers=headers).json() == [task]
+    assert get(server.url + path_of(user), headers=headers).json() == [task]
 
 
 def test_init_db_may_run_several_times_at_once(
@@ -145,13 +143,12 @@ def test_init_db_is_one_transaction(serve: Serve, postgres: Database, empty_data
 
 
 def test_init_db_fails_beside_an_old_table_and_says_what_differs(
-    serve: Serve, postgres: Database, empty_database: str
+    serve: Serve, postgres: Database, fresh_database: str
 ) -> None:
     """As `check` says it; nothing of the table is touched."""
-    schema = (ROOT / "schema.sql").read_text("utf-8")
     damage = "alter table tasks drop column description, alter title type text"
-    postgres.execute(f"{schema}; {damage}", database_url=empty_database)
-    refused = init_db(serve, empty_database)
+    postgres.execute(damage, database_url=fresh_database)
+    refused = init_db(serve, fresh_database)
     assert_refused(refused)
     assert refused.stderr().split("\n")[1:3] == [
         "  column title is text not null, it must be varchar(200) not null",
@@ -181,7 +178,7 @@ def test_token_prints_a_token_that_works(serve: Serve, user: str) -> None:
         token = command.stdout().removesuffix("\n")
         assert re.fullmatch(r"[\w-]+\.[\w-]+\.[\w-]+", token)
         headers = {"Authorization": f"Bearer {token}"}
-        response = httpx.get(server.url + path_of(name), headers=headers)
+        response = get(server.url + path_of(name), headers=headers)
         assert (response.status_code, response.json()) == (200, [])
         assert jwt.get_unverified_header(token)["alg"] == "HS256"
 

@@ -15,7 +15,6 @@ from typing import Any
 import jsonschema_rs
 import pytest
 import sqlalchemy
-from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 
 import todo
 import todo_tests
@@ -60,8 +59,14 @@ def source() -> str:
 # The contract in itself
 
 
+@pytest.mark.slow
 def test_the_contract_is_openapi_3_1() -> None:
+    from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
+
     assert [error.message for error in OPENAPI_31_VALIDATOR.iter_errors(CONTRACT)] == []
+
+
+def test_every_schema_is_json_schema() -> None:
     for name, schema in COMPONENTS["schemas"].items():
         assert jsonschema_rs.meta.is_valid(schema), name
 
@@ -389,8 +394,7 @@ def connect(postgres) -> Iterator[Callable[..., sqlalchemy.Connection]]:
     with ExitStack() as stack:
 
         def connect(*, schema: bool) -> sqlalchemy.Connection:
-            url = postgres.create_database(schema=schema)
-            stack.callback(postgres.drop_database, url)
+            url = stack.enter_context(postgres.new_database(schema=schema))
             dialect = re.sub("^postgres(ql)?:", "postgresql+psycopg:", url)
             engine = sqlalchemy.create_engine(dialect, poolclass=sqlalchemy.NullPool)
             return stack.enter_context(engine.connect())

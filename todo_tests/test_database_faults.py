@@ -172,7 +172,7 @@ LOCKED_OUT: dict[str, tuple[str, ...]] = {
 NOBODY = f"postgresql://someone:a-password@127.0.0.1:{free_port()}/todo"
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def waits(postgres: Database) -> Iterator[AllAtOnce]:
     with (
         OwnPostgres() as own,
@@ -283,7 +283,7 @@ async def test_failed_attempts_to_connect_cost_no_connection_and_no_time(
     monkeypatch: pytest.MonkeyPatch, make_settings: Callable[..., todo.Settings]
 ) -> None:
     """After the first one that failed, nobody waits for the next. In process, for short pauses."""
-    monkeypatch.setattr(todo, "RECONNECT_PAUSE", 0.3)
+    monkeypatch.setattr(todo, "RECONNECT_PAUSE", 0.15)
     database = todo.Database(make_settings(neon_db_url=NOBODY, db_timeout=2.0))
     await database.open()
     codes: Counter[str] = Counter()
@@ -294,7 +294,7 @@ async def test_failed_attempts_to_connect_cost_no_connection_and_no_time(
             with pytest.raises(todo.Problem) as raised:
                 await database.run(todo.TABLE)
             codes[raised.value.code] += 1
-            await asyncio.sleep(chance.random() / 30)
+            await asyncio.sleep(chance.random() / 60)
 
     try:
         async with asyncio.timeout(4):
@@ -307,14 +307,13 @@ async def test_failed_attempts_to_connect_cost_no_connection_and_no_time(
 
 
 async def test_what_waits_for_a_connection_waits_no_longer_than_what_has_one(
-    postgres: Database, make_settings: Callable[..., todo.Settings]
+    database_url: str, make_settings: Callable[..., todo.Settings]
 ) -> None:
-    url = postgres.create_database(schema=True)
-    settings = make_settings(neon_db_url=url, db_pool_size=1, db_timeout=0.3)
+    settings = make_settings(db_pool_size=1, db_timeout=0.3)
     database = todo.Database(settings)
     await database.open()
     await database.run(todo.TABLE)
-    with psycopg.connect(url) as lock:
+    with psycopg.connect(database_url) as lock:
         lock.execute(LOCKED_TABLE)
         start = time.monotonic()
         asked = (database.run(todo.LIST, owner=new_user(), owner_json="") for _ in range(12))
@@ -323,7 +322,6 @@ async def test_what_waits_for_a_connection_waits_no_longer_than_what_has_one(
     assert [getattr(problem, "code", problem) for problem in problems] == ["DATABASE_TIMEOUT"] * 12
     assert 0.3 <= took < 0.6
     await database.close()
-    postgres.drop_database(url)
 
 
 async def test_what_nobody_uses_is_given_back(
@@ -603,33 +601,39 @@ Lose = Callable[..., Awaitable[tuple[Answer, int, Any, list[Any]]]]
 
 
 @pytest.fixture(scope="module")
-async def lose() -> AsyncIterator[Lose]:
+async def wired(local_postgres: OwnPostgres) -> AsyncIterator[tuple[Server, Wire, str]]:
+    """A server, the wire to its PostgreSQL, and its database."""
+    with local_postgres.new_database(schema=True) as url:
+        async with Wire(local_postgres.port).laid() as wire:
+            with support.servers(wire.url(url)) as serve:
+                yield await asyncio.to_thread(serve), wire, url
+
+
+@pytest.fixture
+def lose(wired: tuple[Server, Wire, str]) -> Lose:
     """Lose the connections of one request, as `Wire.cut` does.
 
     Returns its answer, how often its statement was sent, the task before, the tasks afterwards.
     """
-    with OwnPostgres() as postgres, support.servers(postgres.url) as serve:
-        url = postgres.create_database(schema=True)
-        async with Wire(postgres.port).laid() as wire:
-            server = await asyncio.to_thread(serve, database_url=wire.url(url))
+    server, wire, _ = wired
 
-            async def lose(
-                request: tuple[Any, ...], *, answered: bool, reset: bool = False, **cut: Any
-            ) -> tuple[Answer, int, Any, list[Any]]:
-                caller = Caller(server.port)
-                before = await caller.create()
-                method, path, *body = request
-                wire.spoken.clear()
-                cut["reset"] = server.process.pid if reset else 0
-                wire.cut(caller.user, answered=answered, **cut)
-                answer = await caller.ask(method, path.format(id=before["id"]), *body)
-                sent = wire.said(b"BQ", caller.user)
-                wire.cut(caller.user, answered=answered, times=0)
-                after = await caller.ask("GET", "")
-                assert after.status == 200
-                return answer, sent, before, after.body
+    async def lose(
+        request: tuple[Any, ...], *, answered: bool, reset: bool = False, **cut: Any
+    ) -> tuple[Answer, int, Any, list[Any]]:
+        caller = Caller(server.port)
+        before = await caller.create()
+        method, path, *body = request
+        wire.spoken.clear()
+        cut["reset"] = server.process.pid if reset else 0
+        wire.cut(caller.user, answered=answered, **cut)
+        answer = await caller.ask(method, path.format(id=before["id"]), *body)
+        sent = wire.said(b"BQ", caller.user)
+        wire.cut(caller.user, answered=answered, times=0)
+        after = await caller.ask("GET", "")
+        assert after.status == 200
+        return answer, sent, before, after.body
 
-            yield lose
+    return lose
 
 
 @pytest.mark.parametrize("answered", MOMENTS.values(), ids=MOMENTS)
@@ -788,6 +792,8 @@ create trigger refuse before insert or update or delete on tasks
     for each row execute function refuse();
 """
 
+ACCEPT = "drop function refuse cascade; drop sequence tries"
+
 # After the row has been sent.
 REFUSE_COMMIT = REFUSE.replace(
     "create trigger refuse before", "create constraint trigger refuse after"
@@ -808,20 +814,21 @@ REPEATABLE = {
     ],
 )
 async def test_a_write_that_postgresql_asks_to_repeat_is_repeated_until_it_is_done(
-    postgres: Database, fresh_database: str, serve: Serve, refuse: str, sqlstate: str
+    local_postgres: OwnPostgres, wired: tuple[Server, Wire, str], refuse: str, sqlstate: str
 ) -> None:
     """Every write is refused three times."""
-    server = await asyncio.to_thread(serve, database_url=fresh_database)
+    server, _, url = wired
     caller = Caller(server.port)
     task = await caller.create()
-    postgres.execute(refuse.format(times=4, sqlstate=sqlstate), database_url=fresh_database)
-    answers = [
-        await caller.ask(method, path.format(id=task["id"]), *body)
-        for method, path, *body in WRITES.values()
-    ]
+    with local_postgres.changed(url, refuse.format(times=4, sqlstate=sqlstate), ACCEPT):
+        answers = [
+            await caller.ask(method, path.format(id=task["id"]), *body)
+            for method, path, *body in WRITES.values()
+        ]
+        tries = local_postgres.execute("select last_value from tries", database_url=url)
     assert [answer.status for answer in answers] == [201, 200, 200, 204]
     assert (await caller.ask("GET", "")).body == [answers[0].body]
-    assert postgres.execute("select last_value from tries", database_url=fresh_database) == [(16,)]
+    assert tries == [(16,)]
 
 
 @pytest.mark.slow
@@ -903,7 +910,7 @@ CHANGES: dict[str, tuple[str, str]] = {
     ),
     "it-is-dropped-and-made-anew": (
         "drop table tasks",
-        (support.ROOT / "schema.sql").read_text("utf-8"),
+        support.SCHEMA,
     ),
 }
 AWAY = {"it-is-renamed-away-and-back", "it-is-dropped-and-made-anew"}
@@ -912,10 +919,8 @@ AWAY = {"it-is-renamed-away-and-back", "it-is-dropped-and-made-anew"}
 @pytest.fixture(scope="module")
 def changing(postgres: Database) -> Iterator[tuple[Server, str]]:
     """A server, and the database whose table is changed."""
-    url = postgres.create_database(schema=True)
-    with support.servers(url) as serve:
+    with postgres.new_database(schema=True) as url, support.servers(url) as serve:
         yield serve({"DB_POOL_SIZE": "4"}), url
-    postgres.drop_database(url)
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -931,15 +936,12 @@ async def test_after_any_change_of_the_table_that_leaves_it_usable_the_service_g
 
     alter, undo = CHANGES[change]
     await live()
-    postgres.execute(alter, database_url=url)
-    try:
+    with postgres.changed(url, alter, undo):
         if change in AWAY:
             requests = [Caller(server.port).ask("GET", path) for path in ("", "1") * 8]
             assert {answer.status for answer in await together(requests)} == {500}
         else:
             await live()
-    finally:
-        postgres.execute(undo, database_url=url)
     await live()
 
 

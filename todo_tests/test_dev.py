@@ -34,6 +34,7 @@ from todo_tests.support import (
     bearer,
     eventually,
     free_port,
+    get,
     path_of,
     plain_environment,
     servers,
@@ -137,7 +138,7 @@ def test_dev_serves_with_nothing_configured_and_loses_nothing(serve: Serve) -> N
     assert not [request for request in requests if request[1] >= "400"]
     assert re.search(r" GET /api/demo/tasks/\d+ 200 ", log), "no line reads one task"
     assert bash.stdout.count('"user_id":"demo"') >= 4
-    assert httpx.get(tasks, headers=headers).json() == [kept]
+    assert get(tasks, headers=headers).json() == [kept]
 
     assert len(postgres_folder(first)) == 1
     assert interrupt(first) in {0, 130}
@@ -148,8 +149,8 @@ def test_dev_serves_with_nothing_configured_and_loses_nothing(serve: Serve) -> N
         {**NO_SETTINGS, "PORT": port}, args=("dev",), files=(), folder=first.folder, wait=False
     )
     again = printed(second)
-    assert httpx.get(tasks, headers=headers).json() == [kept]
-    assert httpx.get(tasks, headers=token_in(again)).json() == [kept]
+    assert get(tasks, headers=headers).json() == [kept]
+    assert get(tasks, headers=token_in(again)).json() == [kept]
     second.stop(signal.SIGTERM)
     assert postgres_folder(second) == []
     secret_files = [
@@ -175,7 +176,7 @@ def test_what_is_set_in_the_environment_wins_over_dev(
     text = printed(server)
     assert server.url in text
     assert "runs on NEON_DB_URL" in text
-    response = httpx.get(server.url + path_of(user), headers={**bearer(user), "Origin": origin})
+    response = get(server.url + path_of(user), headers={**bearer(user), "Origin": origin})
     assert (response.status_code, response.json()) == (200, [])
     assert response.headers["access-control-allow-origin"] == origin
     claims = jwt.decode(token_in(text)["Authorization"][7:], SECRET, algorithms=["HS256"])
@@ -207,7 +208,7 @@ def postmaster(server: Server) -> psutil.Process:
 
 def serves(server: Server) -> bool:
     """Whether its own token is good for its list."""
-    answer = httpx.get(server.url + path_of("demo"), headers=token_in(server.stdout()))
+    answer = get(server.url + path_of("demo"), headers=token_in(server.stdout()))
     return answer.status_code == 200
 
 
@@ -218,7 +219,7 @@ def create(server: Server, title: str) -> None:
 
 
 def titles(server: Server) -> list[str]:
-    answer = httpx.get(server.url + path_of("demo"), headers=token_in(server.stdout()))
+    answer = get(server.url + path_of("demo"), headers=token_in(server.stdout()))
     return [task["title"] for task in answer.json()]
 
 
@@ -482,7 +483,7 @@ def test_token_beside_dev_needs_no_secret(dev: Dev, serve: Serve) -> None:
     beside = sign()
     assert beside.wait() == 0, beside.stderr()
     headers = {"Authorization": f"Bearer {beside.stdout().strip()}"}
-    assert httpx.get(server.url + path_of("alice"), headers=headers).json() == []
+    assert get(server.url + path_of("alice"), headers=headers).json() == []
     given = sign(BETTER_AUTH_SECRET=SECRET)
     assert given.wait() == 0
     jwt.decode(given.stdout().strip(), SECRET, algorithms=["HS256"])

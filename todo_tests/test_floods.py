@@ -196,11 +196,6 @@ def waits(server: Server) -> Iterator[AllAtOnce]:
         yield all_at_once
 
 
-@pytest.fixture(autouse=True)
-def _started(waits: AllAtOnce) -> None:
-    """They begin with the first test, whichever that is."""
-
-
 # Heads of any size
 
 

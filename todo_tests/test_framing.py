@@ -41,6 +41,7 @@ POST = b"POST /healthz HTTP/1.1\r\nHost: testserver\r\n"  # 405
 LAST = GET + b"Connection: close\r\n\r\n"
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: testserver\r\n\r\n"  # 404
 TITLE = json.dumps({"title": "Whole"}).encode()
+APART = 0.02  # seconds between two packets, so that they are read apart
 
 
 async def answers(port: int, *packets: bytes) -> list[Answer]:
@@ -48,7 +49,7 @@ async def answers(port: int, *packets: bytes) -> list[Answer]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     reading = asyncio.create_task(read_to_end(reader))
     for number, packet in enumerate(packets):
-        await asyncio.sleep(0.05 if number else 0)
+        await asyncio.sleep(APART if number else 0)
         writer.write(packet)
     done, _ = await asyncio.wait([reading], timeout=5)
     writer.transport.abort()
@@ -214,8 +215,9 @@ class Proxy:
             self.upstream = await asyncio.open_connection("127.0.0.1", self.target)
         reader, writer = self.upstream
         writer.write(head)
-        await asyncio.sleep(0.02)
-        writer.write(body)
+        if body:
+            await asyncio.sleep(APART)
+            writer.write(body)
         return b"".join(await self._message(reader))
 
     @staticmethod
@@ -279,7 +281,7 @@ async def test_connect_is_refused_and_ends_the_connection(
         path = target.format(user=caller.user).encode()
         return stranger.head("CONNECT", "/target", **headers).replace(b"/target", path, 1)
 
-    for packets in (
+    exchanges = (
         (head(),),
         (head() + behind,),
         (head(), behind),
@@ -287,8 +289,9 @@ async def test_connect_is_refused_and_ends_the_connection(
         (head(Content_Length=len(behind)), behind + behind),
         (head(Transfer_Encoding="chunked") + chunked(behind) + behind,),
         (LAST.replace(b"close", b"keep-alive") + head() + behind,),
-    ):
-        *before, answer = await answers(server.port, *packets)
+    )
+    told = await together(answers(server.port, *packets) for packets in exchanges)
+    for packets, (*before, answer) in zip(exchanges, told, strict=True):
         is_last(answer, 400, BAD_REQUEST)
         assert statuses(before) == [200] * packets[0].startswith(b"GET")
     assert await titles(caller) == ["Kept"]

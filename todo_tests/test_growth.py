@@ -14,7 +14,7 @@ import pytest
 
 from todo_tests.damage import Caller, Life, stored, together
 from todo_tests.support import (
-    ROOT,
+    SCHEMA,
     Account,
     OwnPostgres,
     Serve,
@@ -30,7 +30,7 @@ PARTITIONS = 16
 
 def partitioned() -> str:
     """`schema.sql` with the table hash-partitioned by its owner, as the README says."""
-    schema = (ROOT / "schema.sql").read_text("utf-8")
+    schema = SCHEMA
     for old, new in {
         "primary key (id)": "primary key (user_id, id)",
         "\n);": "\n) partition by hash (user_id);\n"
@@ -45,7 +45,7 @@ def partitioned() -> str:
     return f"{schema}create index tasks_id_idx on tasks (id);\n"
 
 
-KINDS = {"plain": (ROOT / "schema.sql").read_text("utf-8"), "partitioned": partitioned()}
+KINDS = {"plain": SCHEMA, "partitioned": partitioned()}
 
 
 def new_database(postgres: OwnPostgres, kind: str) -> str:

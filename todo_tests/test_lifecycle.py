@@ -121,7 +121,7 @@ async def hangs(postgres: OwnPostgres, serve: Serve) -> dict[str, End]:
     return dict(zip(WORKERS, ends, strict=True))
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def waits() -> Iterator[AllAtOnce]:
     with (
         OwnPostgres() as postgres,
@@ -494,11 +494,9 @@ def checks(
         return check(folder, {**environment, **filled})
 
     def with_table(damage: str, encoding: str = "") -> Check:
-        url = postgres.create_database(schema=True, encoding=encoding)
-        postgres.execute(damage, database_url=url)
-        done = check(folder, {**environment, "NEON_DB_URL": url})
-        postgres.drop_database(url)
-        return done
+        with postgres.new_database(schema=True, encoding=encoding) as url:
+            postgres.execute(damage, database_url=url)
+            return check(folder, {**environment, "NEON_DB_URL": url})
 
     pool = ThreadPoolExecutor(2)
     yield {

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 import pytest
 
 from todo_tests.damage import Caller
-from todo_tests.support import OwnPostgres, Server, servers
+from todo_tests.support import Database, Server, servers
 
 FEW, REQUESTS = "somebody-with-20-old-tasks", 12  # enough for PostgreSQL to keep a generic plan
 SEED = f"""
+alter table tasks set (autovacuum_enabled = off);
 insert into tasks (user_id, title, completed) select '{FEW}', n, n % 2 = 0
 from generate_series(1, 20) n;
 insert into tasks (user_id, title, completed) select 'heavy-' || n % 2, n, n % 3 = 0
@@ -31,16 +32,16 @@ select (select sum(seq_tup_read) from pg_stat_user_tables)
 
 
 @pytest.fixture(scope="module")
-def uneven() -> Iterator[tuple[Server, OwnPostgres, str]]:
-    """A server, its PostgreSQL, and the database, in which two of three users have it all."""
-    with OwnPostgres(autovacuum="off") as postgres:
-        url = postgres.create_database(schema=True)
+def uneven(postgres: Database) -> Iterator[tuple[Server, str]]:
+    """A server, and its database, in which two of three users have it all."""
+    with postgres.new_database(schema=True) as url, servers(url) as serve:
+        server = serve(wait=False)
         postgres.execute(SEED, database_url=url)
-        with servers(url) as serve:
-            yield serve(), postgres, url
+        server.wait_until_it_serves()
+        yield server, url
 
 
-def rows_read(postgres: OwnPostgres, url: str) -> int:
+def rows_read(postgres: Database, url: str) -> int:
     """How many rows and index entries were read so far, counted when a connection ends."""
     postgres.cut_connections(url)
     return int(postgres.execute(ROWS_READ, database_url=url)[0][0])
@@ -55,10 +56,10 @@ def rows_read(postgres: OwnPostgres, url: str) -> int:
     ],
 )
 def test_a_short_list_reads_little_more_than_its_rows(
-    uneven: tuple[Server, OwnPostgres, str], statistics: str, query: str, length: int
+    uneven: tuple[Server, str], postgres: Database, statistics: str, query: str, length: int
 ) -> None:
     """SC-006: with 200,000 newer tasks of others, at the first request and every time."""
-    server, postgres, url = uneven
+    server, url = uneven
     postgres.execute(STATISTICS[statistics], database_url=url)
     before = rows_read(postgres, url)
 

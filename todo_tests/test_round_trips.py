@@ -65,25 +65,27 @@ cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
 @pytest.fixture(scope="module")
-def watched() -> Iterator[OwnPostgres]:
-    """A PostgreSQL that logs every statement of every connection, transaction control included."""
-    with OwnPostgres(log_statement="all", log_parameter_max_length=0) as postgres:
-        yield postgres
+def watched(local_postgres: OwnPostgres) -> Iterator[str]:
+    """A database that logs every statement of every connection, transaction control included."""
+    with local_postgres.new_database(schema=True) as url:
+        local_postgres.set_default(url, "log_statement", "'all'")
+        local_postgres.set_default(url, "log_parameter_max_length", "0")
+        yield url
 
 
 @pytest.fixture(scope="module")
-def relay(watched: OwnPostgres) -> Iterator[Relay]:
-    with Relay(watched.port) as relay:
+def relay(local_postgres: OwnPostgres) -> Iterator[Relay]:
+    with Relay(local_postgres.port) as relay:
         yield relay
 
 
 @pytest.fixture(scope="module")
 async def open_client(
-    make_settings: Any, watched: OwnPostgres, relay: Relay
+    make_settings: Any, watched: str, relay: Relay
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an app with a single connection, which goes through the relay."""
-    url = relay.url(watched.create_database(schema=True))
-    async with api(make_settings(neon_db_url=url, db_pool_size=1)) as client:
+    settings = make_settings(neon_db_url=relay.url(watched), db_pool_size=1)
+    async with api(settings) as client:
         yield client
 
 
@@ -113,14 +115,14 @@ def statements(log: str) -> list[str]:
 
 @cases
 async def test_one_statement_a_request_reaches_the_database(
-    open_client: httpx.AsyncClient, watched: OwnPostgres, case: Case
+    open_client: httpx.AsyncClient, local_postgres: OwnPostgres, case: Case
 ) -> None:
     """Design 5: none before it, none around it, on no connection; at the first and every time."""
     for _ in range(8):
         once = await requests_of(open_client, case)
-        before = len(watched.log)
+        before = len(local_postgres.log)
         await once()
-        sent = statements(watched.log[before:])
+        sent = statements(local_postgres.log[before:])
         assert len(sent) == case[0], sent
 
 
@@ -138,13 +140,13 @@ async def test_one_round_trip_a_request_goes_over_the_wire(
 
 @cases
 async def test_every_statement_has_the_owner_in_its_where(
-    open_client: httpx.AsyncClient, watched: OwnPostgres, case: Case
+    open_client: httpx.AsyncClient, local_postgres: OwnPostgres, case: Case
 ) -> None:
     """FR-021; and FR-019, Edge case: SQL Injection Attempts: values travel apart, never in SQL."""
     once = await requests_of(open_client, case)
-    before = len(watched.log)
+    before = len(local_postgres.log)
     await once()
-    log = watched.log[before:]
+    log = local_postgres.log[before:]
     assert "user-" not in log
     reads_no_row = case is CASES["readiness"] and "LIMIT 0" in log
     if re.search(r"\b(FROM|UPDATE) tasks\b", log) and not reads_no_row:
@@ -152,18 +154,15 @@ async def test_every_statement_has_the_owner_in_its_where(
 
 
 async def test_a_new_connection_costs_its_request_no_second_statement(
-    open_client: httpx.AsyncClient, watched: OwnPostgres
+    open_client: httpx.AsyncClient, local_postgres: OwnPostgres, watched: str
 ) -> None:
     """Design 5: after all connections were cut, the next request still has one statement."""
     account = Account(open_client, new_user())
     await account.tasks()
-    watched.execute(
-        "select pg_terminate_backend(pid, 5000) from pg_stat_activity"
-        " where pid <> pg_backend_pid() and backend_type = 'client backend'"
-    )
-    before = len(watched.log)
+    assert local_postgres.cut_connections(watched) == 1
+    before = len(local_postgres.log)
     assert await account.tasks() == []
-    assert len(statements(watched.log[before:])) == 1
+    assert len(statements(local_postgres.log[before:])) == 1
 
 
 def test_no_sql_is_written_by_hand_in_the_source() -> None:

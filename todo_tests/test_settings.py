@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-import httpx
 import pytest
 
 from todo_tests.support import (
@@ -19,6 +18,7 @@ from todo_tests.support import (
     Server,
     bearer,
     free_port,
+    get,
     path_of,
     servers,
 )
@@ -292,7 +292,7 @@ def test_variables_are_read_from_a_dotenv_file_and_the_environment_wins(
         dotenv=f"# A comment\nBETTER_AUTH_SECRET='{SECRET}'\nBETTER_AUTH_URL={AUTH_URL}\n"
         f"PORT={port}\nNEON_DB_URL=postgresql://nobody@127.0.0.1:1/nothing\nUNKNOWN=1\n",
     )
-    response = httpx.get(f"http://127.0.0.1:{port}{path_of(user)}", headers=bearer(user))
+    response = get(f"http://127.0.0.1:{port}{path_of(user)}", headers=bearer(user))
     assert (response.status_code, response.json()) == (200, [])
     [loaded] = server.log_lines("BETTER_AUTH_SECRET")
     assert " INFO " in loaded

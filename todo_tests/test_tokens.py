@@ -27,6 +27,7 @@ from todo_tests.support import (
     Serve,
     Server,
     assert_error,
+    get,
     new_user,
     path_of,
     servers,
@@ -858,7 +859,7 @@ MISMATCHES: dict[str, Mismatch] = {
 def refused(server: Server, user: str, token: str) -> str:
     """The reason of the refusal in the server's log."""
     headers = {"Authorization": f"Bearer {token}", "X-Request-ID": new_user()}
-    assert_error(httpx.get(server.url + path_of(user), headers=headers), "INVALID_TOKEN")
+    assert_error(get(server.url + path_of(user), headers=headers), "INVALID_TOKEN")
     [line] = server.log_lines(f" request={headers['X-Request-ID']} ")
     assert " WARNING " in line
     assert line.isprintable()

@@ -41,6 +41,7 @@ from todo_tests.support import (
     bearer,
     eventually,
     free_port,
+    get,
     listens,
     path_of,
     plain_environment,
@@ -178,7 +179,7 @@ def test_the_service_serves_on_the_socket_that_systemd_holds(
     """Whatever HOST and PORT say; those who come while it is down are served when it is up."""
     systemd = vm(WORKERS=workers, PORT="1")
     systemd.start()
-    assert httpx.get(f"{systemd.url}/readyz", timeout=30).json() == {"status": "ready"}
+    assert get(f"{systemd.url}/readyz", timeout=30).json() == {"status": "ready"}
     assert f"listening on {systemd.url}" in systemd.journal
     eventually(lambda: systemd.journal.count("settings from") == int(workers))
     assert systemd.stop() == 0
@@ -239,7 +240,7 @@ def first_command(folder: Path) -> None:
         serving = time.monotonic() - start
         again = commands("todo.py token")
         header = {"Authorization": f"Bearer {run_as_written(again, folder).strip()}"}
-        answer = httpx.get(f"http://127.0.0.1:{port}{path_of('alice')}", headers=header)
+        answer = get(f"http://127.0.0.1:{port}{path_of('alice')}", headers=header)
         assert (answer.status_code, answer.json()) == (200, [])
     finally:
         os.killpg(process.pid, signal.SIGINT)
@@ -271,9 +272,9 @@ def commands_for_a_vm(copy: Path, database_url: str) -> None:
     systemd = Systemd(folder, free_port(), str(folder / ".venv/bin/python"))
     try:
         systemd.start()
-        answer = httpx.get(f"{systemd.url}/readyz", timeout=30)
+        answer = get(f"{systemd.url}/readyz", timeout=30)
         assert answer.json() == {"status": "ready"}
-        assert httpx.get(f"{systemd.url}/docs").status_code == 200
+        assert get(f"{systemd.url}/docs").status_code == 200
         assert systemd.stop() == 0
     finally:
         systemd.close()
@@ -284,13 +285,15 @@ def commands_for_a_vm(copy: Path, database_url: str) -> None:
 def installations(
     postgres: Database, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[AllAtOnce]:
-    new, url = tmp_path_factory.mktemp, postgres.create_database()
-    with AllAtOnce(
-        first_command=asyncio.to_thread(first_command, new("first")),
-        commands_for_a_vm=asyncio.to_thread(commands_for_a_vm, new("vm") / "copy", url),
-    ) as all_at_once:
+    new = tmp_path_factory.mktemp
+    with (
+        postgres.new_database() as url,
+        AllAtOnce(
+            first_command=asyncio.to_thread(first_command, new("first")),
+            commands_for_a_vm=asyncio.to_thread(commands_for_a_vm, new("vm") / "copy", url),
+        ) as all_at_once,
+    ):
         yield all_at_once
-    postgres.drop_database(url)
 
 
 # Proxies
@@ -404,7 +407,7 @@ def test_the_log_names_the_client_that_a_trusted_proxy_names(
     systemd = vm()
     systemd.start()
     headers = {"X-Forwarded-For": "203.0.113.9", "X-Request-ID": user}
-    httpx.get(f"{systemd.url}/healthz", headers=headers, timeout=30)
+    get(f"{systemd.url}/healthz", headers=headers, timeout=30)
     eventually(lambda: f"request={user} client=203.0.113.9" in systemd.journal, within=5)
 
 
@@ -479,7 +482,7 @@ def test_an_upgrade_and_the_way_back_fail_no_request(
     start()
     with proxy(tmp_path, systemd.listener.getsockname()[1], tls=False) as url:
         eventually(lambda: listens(url), within=20)
-        httpx.get(f"{url}/readyz", timeout=30).raise_for_status()
+        get(f"{url}/readyz", timeout=30).raise_for_status()
         with load(tmp_path, url, user, 9) as result:
             for commands_, folder in ((upgrade, new), (back, systemd.folder), (upgrade, new)):
                 time.sleep(2)
