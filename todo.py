@@ -38,7 +38,8 @@ Map, each section built only on those above it:
 
 Where a change goes, besides its test and `openapi.yaml`:
 
-    a field of a task    schema.sql; `tasks`, `_created` and `_updated`; the models and MESSAGES
+    a field of a task    schema.sql, and `alter table` for what exists; `tasks`, `_created` and
+                         `_updated`; the models, and MESSAGES for each of pydantic's error types
     an operation         a statement, an endpoint, RESOURCES
     an error             ERRORS, README
     a variable           Settings, .env.example, README
@@ -391,7 +392,7 @@ DIALECT = postgresql.dialect(paramstyle="numeric_dollar")  # type: ignore[no-unt
 class Statement(NamedTuple):
     """A statement as libpq wants it."""
 
-    name: bytes  # a hash of the text: behind a pooler another client may have prepared it
+    name: bytes  # a hash of the text, for clients of a pooler share the names
     text: bytes
     parameters: tuple[str, ...]  # what $1, $2, ... stand for
     read_only: bool  # so it may be repeated
@@ -408,50 +409,51 @@ def compile_statement(
     return Statement(name, text, tuple(compiled.positiontup), read_only, many_rows)
 
 
-def _json_text(column: sa.Column[Any]) -> Any:
+def _column_json(column: sa.Column[Any]) -> Any:
     """JSON of a column, as text or what concat() writes as such; times by RFC 3339 in UTC."""
     if column is tasks.c.user_id:
-        return sa.bindparam("owner_json", type_=sa.Text)  # who asks, so it need not be made anew
+        return sa.bindparam("owner_json", type_=sa.Text)  # the caller has it: cheaper than to_json
     match column.type:
         case sa.BigInteger():
-            return column
+            value: Any = column
         case sa.Boolean():
-            return sa.cast(column, sa.Text)
+            value = sa.cast(column, sa.Text)
         case sa.DateTime():
             in_utc = sa.func.timezone(sa.literal_column("'UTC'"), column)
             form = r"""'\"YYYY-MM-DD"T"HH24:MI:SS.US"Z"\"'"""
-            return sa.func.to_char(in_utc, sa.literal_column(form))
+            value = sa.func.to_char(in_utc, sa.literal_column(form))
+        case _:
+            value = sa.func.to_json(column)
     if not column.nullable:
-        return sa.func.to_json(column)
-    return sa.func.coalesce(sa.cast(sa.func.to_json(column), sa.Text), sa.literal_column("'null'"))
+        return value
+    return sa.func.coalesce(sa.cast(value, sa.Text), sa.literal_column("'null'"))
 
 
-def _json_object() -> Any:
+def _row_json() -> Any:
     """JSON object of a row, as text: for PostgreSQL half the work of row_to_json."""
     parts: list[Any] = []
     before = "{"
     for column in tasks.c:
-        parts += [sa.literal_column(f"""'{before}"{column.name}":'"""), _json_text(column)]
+        parts += [sa.literal_column(f"""'{before}"{column.name}":'"""), _column_json(column)]
         before = ","
     return sa.func.concat(*parts, sa.literal_column("'}'")).label("body")
 
 
-_columns = tasks.c
-_body = _json_object()
+_body = _row_json()
 _owner = sa.bindparam("owner", type_=sa.String)
 _task = sa.bindparam("task", type_=sa.BigInteger)
-_mine = sa.and_(_columns.id == _task, _columns.user_id == _owner)
+_mine = sa.and_(tasks.c.id == _task, tasks.c.user_id == _owner)
 
 
 def _list(*conditions: Any) -> Statement:
-    # PostgreSQL plans a prepared statement anew (45 of the 125 µs of a list of 20) as long as its
-    # general plan looks dearer than one for this owner, as it does where a few users have many
-    # tasks. The value of a sub-select is unknown to both plans, so the general one is kept. The
-    # range says nothing new, but looks narrow whatever the statistics say: without it, few users
-    # are a reason to scan all tasks.
+    # PostgreSQL plans a prepared statement at each execution (45 of the 125 µs of a list of 20)
+    # while its generic plan looks more expensive than the custom plan for this owner, as it does
+    # where few users have many tasks. The planner does not see the value of a subquery, so both
+    # look the same, and it keeps the generic one. BETWEEN is redundant, but its estimate is small
+    # whatever the statistics say: without it, few users are a reason for a sequential scan.
     owner = sa.select(_owner).scalar_subquery()
-    mine = (_columns.user_id == owner, _columns.user_id.between(owner, owner))
-    query = sa.select(_body).where(*mine, *conditions).order_by(_columns.id.desc())
+    mine = (tasks.c.user_id == owner, tasks.c.user_id.between(owner, owner))
+    query = sa.select(_body).where(*mine, *conditions).order_by(tasks.c.id.desc())
     return compile_statement(query, read_only=True, many_rows=True)
 
 
@@ -459,7 +461,7 @@ def _one(query: sa.Select[Any], *, read_only: bool = False) -> Statement:
     # Always one row: the task, '' if another owner has it (403), null if nobody has (404). The
     # condition names another owner: one's own task that is deleted meanwhile is still in the
     # statement's snapshot, and would look like a 403.
-    another = sa.exists().where(_columns.id == _task, _columns.user_id != _owner)
+    another = sa.exists().where(tasks.c.id == _task, tasks.c.user_id != _owner)
     body = sa.func.coalesce(query.scalar_subquery(), sa.case((another, sa.literal_column("''"))))
     return compile_statement(sa.select(body), read_only=read_only)
 
@@ -469,28 +471,28 @@ def _changed(change: Any) -> Statement:
 
 
 def _new(name: str) -> Any:
-    return sa.bindparam(f"new_{name}", type_=_columns[name].type)
+    return sa.bindparam(f"new_{name}", type_=tasks.c[name].type)
 
 
 def _new_or_kept(name: str) -> Any:
     keep = sa.bindparam(f"keep_{name}", type_=sa.Boolean)
-    return sa.case((keep, _columns[name]), else_=_new(name))
+    return sa.case((keep, tasks.c[name]), else_=_new(name))
 
 
 _created = {"user_id": _owner} | {name: _new(name) for name in ("title", "description")}
 _updated = {name: _new_or_kept(name) for name in ("title", "description", "completed")}
-_toggled = {"completed": sa.not_(_columns.completed)}
+_toggled = {"completed": sa.not_(tasks.c.completed)}
 _now = {"updated_at": sa.func.clock_timestamp()}
 
-# Each gives rows of one column: a task as JSON. TABLE gives none, it only needs access.
+# Each gives rows of one column: a task as JSON. PROBE gives none: it needs the table and access.
 LIST = _list()
-LIST_BY_COMPLETED = _list(_columns.completed == sa.bindparam("completed", type_=sa.Boolean))
+LIST_BY_COMPLETED = _list(tasks.c.completed == sa.bindparam("completed", type_=sa.Boolean))
 CREATE = compile_statement(sa.insert(tasks).values(_created).returning(_body))
 GET = _one(sa.select(_body).where(_mine), read_only=True)
 UPDATE = _changed(sa.update(tasks).values(_updated | _now))
 DELETE = _changed(sa.delete(tasks))
 TOGGLE = _changed(sa.update(tasks).values(_toggled | _now))
-TABLE = compile_statement(sa.select(tasks).limit(sa.literal_column("0")), read_only=True)
+PROBE = compile_statement(sa.select(tasks).limit(sa.literal_column("0")), read_only=True)
 
 
 # Models: request bodies, and the plain words for what can be wrong with them.
@@ -580,7 +582,10 @@ _HEADERS = {
 
 
 class Problem(Exception):
-    """Raised to end a request with an error of the table; `reason` is for the log alone."""
+    """Raised to end a request with an error of the table.
+
+    `reason` is for the log alone: with one, the line is a warning, or an error from 500 on.
+    """
 
     def __init__(
         self,
@@ -614,8 +619,8 @@ TOKEN = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 # A withdrawn key works for at most KEYS_MAX_AGE + VERIFIED_MAX_AGE = 5 minutes while Better
 # Auth answers.
-KEYS_FRESH = 60.0  # seconds before known keys are fetched anew, in the background
-KEYS_MAX_AGE = 4 * 60.0  # seconds before a request waits for that
+KEYS_FRESH = 60.0  # age in seconds at which keys are fetched again, in the background
+KEYS_MAX_AGE = 4 * 60.0  # age in seconds at which a request waits for that
 KEYS_RETRY = 10.0  # seconds between attempts while Better Auth is away and keys are known
 JWKS_TIMEOUT = 2.0  # seconds
 JWKS_MAX = 256 * 1024  # bytes
@@ -696,9 +701,9 @@ class KeySet:
         if name in self.keys and now < self.refresh_at:
             return self.keys[name]
         under_way = self.fetching is not None
-        refreshed = self._refresh()
+        refresh = self._refresh()
         if name not in self.keys or now - self.fetched_at > KEYS_MAX_AGE:
-            await refreshed
+            await refresh
         # A key is first published by the token that it signs: only a fetch that began after the
         # token came in can tell, so one that was already under way does not count.
         if name not in self.keys and under_way:
@@ -829,6 +834,7 @@ class TokenVerifier:
         else:
             raise Problem("INVALID_TOKEN", "algorithm not accepted, or without a kid")
         try:
+            # PyJWT would refuse a jti that is no text, and nothing here uses it.
             jwt.decode(
                 token, key, [algorithm], {"verify_aud": False, "verify_jti": False}, leeway=LEEWAY
             )
@@ -841,10 +847,11 @@ class TokenVerifier:
 
 # Connections: batches of queries by libpq's own asynchronous calls, one round trip each.
 
-KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}  # seconds
+# Of TCP: seconds, seconds, and probes.
+KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 RECONNECT_PAUSE = 0.25  # seconds between attempts to connect while there is no connection
-GROWTH_PAUSES = 20  # as many of these between attempts at one more connection
-USABLE_TIME = 0.01  # seconds after its use that a connection need not be asked
+GROWTH_PAUSES = 20  # of these between attempts while there is another connection
+USABLE_TIME = 0.01  # seconds after an answer for which a connection is used without a poll
 RESET = select.POLLERR | select.POLLHUP
 
 # PostgreSQL's errors by SQLSTATE, as psycopg names them; some are raised here in its place.
@@ -860,7 +867,7 @@ def connection_options(settings: Settings) -> dict[str, Any]:
     return {
         "autocommit": True,
         "client_encoding": "utf8",
-        "connect_timeout": max(2, round(settings.db_timeout)),
+        "connect_timeout": max(2, round(settings.db_timeout)),  # 0 would be no time-out
         "fallback_application_name": "todo",
         **{name: value for name, value in KEEPALIVES.items() if name not in given},
     }
@@ -917,7 +924,7 @@ class Connection(psycopg.AsyncConnection[Any]):
 
     queries: Sequence[Query] = ()  # under way
     used = 0.0  # when last, in the loop's time
-    reading = False  # if not, it must not be used again
+    reading = False  # from the pool's `configure` on, until it is lost or given up
 
     @classmethod
     async def connect(  # type: ignore[override] # only the pool calls it
@@ -1106,11 +1113,12 @@ class QueryQueue:
         self.by_owner: dict[Any, list[Query]] = {}  # all that are not finished
         self.singles: deque[Query] = deque()  # ready: writes, and lists that may be long
         self.reads: deque[Query] = deque()  # ready: those that share a round trip
-        self.short_list_owners: set[Any] = set()  # owners whose last one was
+        self.short_list_owners: set[Any] = set()  # by their last list
         self.pause_until = 0.0  # of reads, in the loop's time
         self.single_next = False
 
     def __iter__(self) -> Iterator[Query]:
+        """All that wait: ready, or behind others of their owner."""
         behind = (queries[self.owner_limit :] for queries in self.by_owner.values())
         return itertools.chain(self.singles, self.reads, *behind)
 
@@ -1144,7 +1152,7 @@ class QueryQueue:
         return [reads.popleft() for _ in range(min(len(reads), BATCH_MAX))]
 
     def finish(self, query: Query) -> None:
-        """Let the next one of the same owner take the place of a query."""
+        """Forget a query, and note how long its list was; the next of its owner is ready."""
         if query.batched:
             self.pause_until = 0.0
         if query.statement.many_rows and query.result:
@@ -1184,7 +1192,7 @@ class Database:
             open=False,
         )
         self.queue = QueryQueue(owner_limit=max(1, settings.db_pool_size // 2))
-        self.tasks: set[asyncio.Task[None]] = set()  # of `_hold`, one for each connection
+        self.holders: set[asyncio.Task[None]] = set()  # of `_hold`, one for each connection
         self.connections: set[Connection] = set()  # out of the pool
         self.idle: list[Connection] = []
         self.ticker: asyncio.TimerHandle | None = None
@@ -1202,10 +1210,13 @@ class Database:
             connection.abandon(math.inf)
         self._fail_waiting(psycopg.OperationalError("the service stops"))
         await self.pool.close(timeout=CLOSE_TIME)
-        await asyncio.gather(*self.tasks)
+        await asyncio.gather(*self.holders)
 
     def _fail_waiting(self, exc: psycopg.Error) -> None:
-        """Fail what waits, and what comes until there is a connection again."""
+        """Fail what waits, and what comes until there is a connection again.
+
+        Nothing is under way: `finish` would not find it in the new queue.
+        """
         self.unreachable = exc
         waiting, self.queue = self.queue, QueryQueue(self.queue.owner_limit)
         for query in waiting:
@@ -1274,7 +1285,7 @@ class Database:
     def _batch_ended(self, connection: Connection, queries: Sequence[Query]) -> None:
         for query in queries:
             self.queue.finish(query)
-            query.resolve()
+            query.resolve()  # last, for it drops the result
         if connection.reading:
             self.idle.append(connection)
         else:
@@ -1287,15 +1298,15 @@ class Database:
         connection.released.set()
 
     def _grow(self) -> None:
-        if len(self.tasks) < self.pool.max_size and not self.closing:
+        if len(self.holders) < self.pool.max_size and not self.closing:
             task = asyncio.get_running_loop().create_task(self._hold())
-            self.tasks.add(task)
+            self.holders.add(task)
             task.add_done_callback(self._held)
             if self.ticker is None:
                 self._enforce_deadlines()
 
     def _held(self, task: asyncio.Task[None]) -> None:
-        self.tasks.discard(task)
+        self.holders.discard(task)
         self._dispatch()
 
     async def _hold(self) -> None:
@@ -1307,7 +1318,7 @@ class Database:
             return
         try:
             if connection.usable() and not self.closing:
-                self.unreachable = None  # also here: it may have been one of the pool's own
+                self.unreachable = None  # again: an attempt may have failed after `_configure`
                 self.connections.add(connection)
                 connection.released.clear()
                 connection.used = asyncio.get_running_loop().time()
@@ -1336,7 +1347,7 @@ class Database:
             elif not connection.queries and now - connection.used > IDLE_TIME:
                 self._release(connection)
         self.ticker = (
-            loop.call_later(DEADLINE_INTERVAL, self._enforce_deadlines) if self.tasks else None
+            loop.call_later(DEADLINE_INTERVAL, self._enforce_deadlines) if self.holders else None
         )
 
     async def _configure(self, connection: Connection) -> None:
@@ -1348,7 +1359,7 @@ class Database:
         return in_use or self.pool.get_stats()["pool_available"] > 0
 
     async def _connect_failed(self, exc: psycopg.Error) -> None:
-        """Fail what waits, unless there is another connection. Return when to try again."""
+        """Fail what waits, unless there is a connection. Returns when it is time to try again."""
         if self.closing:
             raise exc  # ends the loop of Connection.connect
         reason = " ".join(str(exc).split())
@@ -1503,7 +1514,7 @@ async def toggle_task(request: Request) -> Response:
 
 async def readyz(request: Request) -> Response:
     try:
-        await request.app.state.database.run(TABLE)
+        await request.app.state.database.run(PROBE)
     except (Problem, psycopg.Error, asyncio.CancelledError) as exc:  # the last by a shutdown
         raise Problem("NOT_READY", str(exc)) from None
     return json_response(b'{"status":"ready"}')
@@ -1843,14 +1854,14 @@ class Protocol(HttpToolsProtocol):
 
     unparsed = b""  # bytes behind requests that are queued
     received = 0  # bytes of the incomplete request; 0 if there is none
-    limit = HEAD_MAX  # of that: HEAD_MAX in a head, REQUEST_MAX behind it
-    answering: RequestResponseCycle | None = None
+    received_max = HEAD_MAX  # of that: HEAD_MAX in a head, REQUEST_MAX behind it
+    answering: RequestResponseCycle | None = None  # or answered last
     task: asyncio.Task[None]  # of that cycle
     discarding = False  # what still comes, for nothing
     draining = False  # the server shuts down
     buffered = 0  # bytes of answers, as of the last tick
-    progress = (0, 0.0)  # bytes that the client has read, and the limit of what it is to do now
-    progress_at = 0.0
+    progress = (0, 0.0)  # bytes the client has read, and its present timeout
+    progress_at = 0.0  # when that last changed, in the loop's time
     ticker: asyncio.TimerHandle
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -1875,17 +1886,17 @@ class Protocol(HttpToolsProtocol):
         Protocol.buffered_in_all += buffered - self.buffered
         self.buffered = buffered
         cycle = self.answering
-        limit = PROGRESS_TIMEOUT
+        timeout = PROGRESS_TIMEOUT  # to send a whole request, or to read more of an answer
         if cycle is not None and not buffered:
             if not (cycle.response_complete or cycle.more_body):
-                limit = math.inf  # it waits for us
+                timeout = math.inf  # it waits for us
             elif not self.received:
-                limit = KEEP_ALIVE_TIMEOUT
-        progress = (self.corked.sent - buffered, limit)
+                timeout = KEEP_ALIVE_TIMEOUT  # for its next request
+        progress = (self.corked.sent - buffered, timeout)
         now = self.loop.time()
         if progress != self.progress:
             self.progress, self.progress_at = progress, now
-        elif now - self.progress_at > limit or (buffered and self.buffered_in_all > BUFFERED_MAX):
+        elif now - self.progress_at > timeout or (buffered and self.buffered_in_all > BUFFERED_MAX):
             self.transport.abort()
             return
         self.ticker = self.loop.call_later(PROGRESS_INTERVAL, self._drop_if_stalled)
@@ -1896,7 +1907,7 @@ class Protocol(HttpToolsProtocol):
             return
         self.unparsed += data
         while self.unparsed and not self.pipeline:
-            piece = self.unparsed[: min(FEED_MAX, self.limit - self.received)]
+            piece = self.unparsed[: min(FEED_MAX, self.received_max - self.received)]
             self.unparsed = self.unparsed[len(piece) :]
             self.received += len(piece)
             try:
@@ -1904,11 +1915,14 @@ class Protocol(HttpToolsProtocol):
             except httptools.HttpParserUpgrade as upgrade:
                 self._ignore_upgrade(piece[upgrade.args[0] :])
             except httptools.HttpParserError as exc:
-                self._refuse(Problem("BAD_REQUEST", str(exc)))
+                problem = exc.__context__  # of a callback of ours
+                if not isinstance(problem, Problem):
+                    problem = Problem("BAD_REQUEST", str(exc))
+                self._refuse(problem)
                 return
-            if self.received < self.limit:
+            if self.received < self.received_max:
                 continue
-            if self.limit == HEAD_MAX:
+            if self.received_max == HEAD_MAX:
                 self._refuse(Problem("HEADERS_TOO_LARGE", "its end has not come"))
             else:
                 # A client that meets a reset while it sends does not read its answer.
@@ -1929,20 +1943,20 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.limit = HEAD_MAX
+        self.received_max = HEAD_MAX
         self.received = self.received or 1  # its first bytes may have counted for the one before
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
-                raise ValueError("not a proxy")
+                raise Problem("BAD_REQUEST", "CONNECT, but this is no proxy")
             return
         hosts = [name for name, _ in self.headers].count(b"host")
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
-            raise ValueError("RFC 9112 section 3.2")
+            raise Problem("BAD_REQUEST", f"{hosts} Host headers")  # RFC 9112 section 3.2
         self.expect_100_continue &= self.parser.get_http_version() != "1.0"
         super().on_headers_complete()
-        self.limit = REQUEST_MAX
+        self.received_max = REQUEST_MAX
         self.headers = cast("list[Any]", deque(maxlen=0))  # trailers are no headers of the request
         # Without 100 Continue the client may leave the body out: what follows is then no body.
         self.cycle.keep_alive &= not (self.draining or self.expect_100_continue)
@@ -1977,13 +1991,14 @@ class Protocol(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is not None and cycle.more_body:  # it is the body of this that is broken
             if self.pipeline:
-                self.pipeline.popleft()
+                self.pipeline.popleft()  # the newest: uvicorn appends on the left
             elif cycle.response_started:
                 self.transport.close()
                 return
             else:  # the refusal takes the place of its answer
                 cycle.disconnected = cycle.response_complete = True
                 self.task.cancel(CLIENT_DISCONNECTED)
+        # A made-up request gets the next turn; its task has not run yet, so its scope may change.
         self.parser = httptools.HttpRequestParser(self)
         self.parser.feed_data(b"GET / HTTP/1.0\r\n\r\n")
         scope = cast("dict[str, Any]", self.scope)
@@ -2100,7 +2115,7 @@ def table_differences(connection: psycopg.Connection[Any]) -> list[str]:
         grantee = DIALECT.identifier_preparer.quote(role)
         lacks.append(f"the role may not {refused}: grant {refused} on {tasks.name} to {grantee};")
     if not lacks:
-        connection.execute(TABLE.text)  # waits for a lock, unlike all before
+        connection.execute(PROBE.text)  # waits for a lock, unlike all before
     return lacks
 
 
@@ -2136,7 +2151,7 @@ def prepare_database(settings: Settings, schema: bytes = b"") -> None:
 def listen(settings: Settings) -> socket.socket:
     """Listening socket: the one that systemd passes, else one of HOST and PORT.
 
-    See sd_listen_fds(3), but for LISTEN_PID, which names `uv run`. Raises StartupError.
+    See sd_listen_fds(3); LISTEN_PID is ignored, for it names `uv run`. Raises StartupError.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
@@ -2374,8 +2389,8 @@ def dev() -> None:
     """Serve with nothing configured. What is set in the environment wins; `.env` is not read."""
     folder = DEV.resolve()
     given = {name for name in Settings.model_fields if os.environ.get(name.upper())}  # for the log
-    own = os.environ.get("NEON_DB_URL")
-    os.environ["NEON_DB_URL"] = own or "postgresql://embedded"  # until that is started
+    given_url = os.environ.get("NEON_DB_URL")
+    os.environ["NEON_DB_URL"] = given_url or "postgresql://embedded"  # until that is started
     os.environ["BETTER_AUTH_URL"] = os.environ.get("BETTER_AUTH_URL") or "http://localhost:3000"
     with ExitStack() as stack:
         try:
@@ -2385,14 +2400,15 @@ def dev() -> None:
                 os.link(new.name, folder / "better_auth_secret")  # one of several at once wins
             loaded = load_settings(Settings, env_file=None, secrets_dir=folder)
             listener = listen(loaded)
-            url = own or stack.enter_context(embedded_postgres(folder / "postgres"))
+            url = given_url or stack.enter_context(embedded_postgres(folder / "postgres"))
         except OSError as exc:
             raise StartupError(f"todo.py dev cannot keep its data in {folder}: {exc}") from None
         values = {**dict(loaded), "neon_db_url": SecretStr(url)}
         settings = Settings.model_construct(given, **values)
         init_db(settings)
         token = sign_token(settings, "demo", 24 * 3600)
-        database = "NEON_DB_URL" if own else "a PostgreSQL of its own, with its data in .todo-dev/"
+        embedded = "a PostgreSQL of its own, with its data in .todo-dev/"
+        database = "NEON_DB_URL" if given_url else embedded
         welcome = WELCOME.format(database=database, url=url_of(listener), token=token)
         print(welcome, end="", flush=True)  # noqa: T201
         serve(settings, listener)

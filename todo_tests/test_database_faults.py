@@ -292,7 +292,7 @@ async def test_failed_attempts_to_connect_cost_no_connection_and_no_time(
         chance = random.Random(seed)
         for _ in range(50):
             with pytest.raises(todo.Problem) as raised:
-                await database.run(todo.TABLE)
+                await database.run(todo.PROBE)
             codes[raised.value.code] += 1
             await asyncio.sleep(chance.random() / 60)
 
@@ -312,7 +312,7 @@ async def test_what_waits_for_a_connection_waits_no_longer_than_what_has_one(
     settings = make_settings(db_pool_size=1, db_timeout=0.3)
     database = todo.Database(settings)
     await database.open()
-    await database.run(todo.TABLE)
+    await database.run(todo.PROBE)
     with psycopg.connect(database_url) as lock:
         lock.execute(LOCKED_TABLE)
         start = time.monotonic()
@@ -342,7 +342,7 @@ async def test_what_nobody_uses_is_given_back(
         return stats["pool_available"] == stats["pool_size"] >= 1
 
     await soon(idle, within=1.0, why="a connection stays out of the pool")
-    assert await database.run(todo.TABLE) == []
+    assert await database.run(todo.PROBE) == []
     await database.close()
 
 
