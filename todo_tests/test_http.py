@@ -602,25 +602,37 @@ async def test_both_names_of_the_local_frontend_are_allowed_by_default(
 # What is not even HTTP
 
 
-@pytest.mark.parametrize(
-    ("request_", "code"),
-    [
-        pytest.param(b"HELLO\r\n\r\n", "BAD_REQUEST", id="no HTTP"),
-        pytest.param(b"GET /healthz HTTP/1.1\r\nno colon\r\n\r\n", "BAD_REQUEST", id="bad header"),
-        pytest.param(
-            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n",
-            "BAD_REQUEST",
-            id="bad length",
-        ),
-        pytest.param(
-            b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * 70_000 + b"\r\n\r\n",
-            "HEADERS_TOO_LARGE",
-            id="head over 64 KiB",
-        ),
-    ],
-)
-def test_what_is_no_http_is_refused_in_the_one_shape(
-    server: Server, request_: bytes, code: str
+HOST = b"Host: a\r\n"
+NO_HTTP = {
+    "no-http": (b"HELLO\r\n\r\n", "BAD_REQUEST", "Invalid method encountered"),
+    "bad-header": (
+        b"GET /healthz HTTP/1.1\r\nno colon\r\n\r\n",
+        "BAD_REQUEST",
+        "Invalid header token",
+    ),
+    "bad-length": (
+        b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: x\r\n\r\n",
+        "BAD_REQUEST",
+        "Invalid character in Content-Length",
+    ),
+    "no-host": (b"GET / HTTP/1.1\r\n\r\n", "BAD_REQUEST", "0 Host headers"),
+    "two-hosts": (b"GET / HTTP/1.1\r\n" + 2 * HOST + b"\r\n", "BAD_REQUEST", "2 Host headers"),
+    "connect": (
+        b"CONNECT a:1 HTTP/1.1\r\n" + HOST + b"\r\n",
+        "BAD_REQUEST",
+        "CONNECT, but this is no proxy",
+    ),
+    "head-over-64-kib": (
+        b"GET / HTTP/1.1\r\n" + HOST + b"X: " + b"x" * 70_000 + b"\r\n\r\n",
+        "HEADERS_TOO_LARGE",
+        "its end has not come",
+    ),
+}
+
+
+@pytest.mark.parametrize(("request_", "code", "reason"), NO_HTTP.values(), ids=NO_HTTP)
+def test_what_is_no_http_is_refused_in_the_one_shape_and_logged_with_its_reason(
+    server: Server, request_: bytes, code: str, reason: str
 ) -> None:
     """FR-026, also below the app."""
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
@@ -638,6 +650,10 @@ def test_what_is_no_http_is_refused_in_the_one_shape(
     headers = head.lower().decode().split("\r\n")
     assert {"content-type: application/json", "cache-control: no-store"} <= set(headers)
     assert not [line for line in headers if line.startswith("server:")]
+    [request_id] = [line.split(": ")[1] for line in headers if line.startswith("x-request-id:")]
+    [line] = server.log_lines(f" request={request_id} ")
+    assert f" WARNING - - {status} " in line
+    assert line.endswith(f" error={code}: {reason}")
 
 
 # Failures for real: a table that goes away, a lock, a database that stops
