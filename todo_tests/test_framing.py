@@ -507,6 +507,10 @@ WHOLE = {
     + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 0\r\n\r\n",
     "empty-lines-before": b"\r\n\r\n" + POST + b"\r\n",
     "absolute-form": POST.replace(b"/healthz", b"http://elsewhere.test/healthz") + b"\r\n",
+    "an-upgrade-with-a-head-of-64-kib": POST
+    + b"Connection: Upgrade\r\nUpgrade: a\r\n"
+    + b"a:b\r\n" * 13_000
+    + b"Content-Length: 2\r\n\r\n{}",
 }
 
 
@@ -538,6 +542,8 @@ OLD = {
     "http-1.0-that-upgrades": b"GET / HTTP/1.0\r\nConnection: Upgrade\r\nUpgrade: a\r\n\r\n",
     "http-2-in-words": b"GET /healthz HTTP/2.0\r\nHost: testserver\r\n\r\n",
     "http-1.1-that-closes": LAST,
+    "http-1.1-that-closes-and-expects": POST + b"Connection: close\r\nExpect: 100-continue\r\n"
+    b"Content-Length: 2\r\n\r\n{}",
 }
 
 
@@ -666,10 +672,20 @@ async def test_a_broken_chunk_is_400_and_stores_nothing(server: Server, body: by
     caller = Caller(server.port)
     head = caller.head("POST", "", Content_Type="application/json", Transfer_Encoding="chunked")
     end = b"" if body.endswith(b"\n\n") or b"0\r\n" in body else b"0\r\n\r\n"
-    for packets in ((head + body + end + SMUGGLED,), (head, body + end + SMUGGLED)):
-        [answer] = await answers(server.port, *packets)
-        is_last(answer, 400, BAD_REQUEST)
+    for first in (b"", GET + b"\r\n"):
+        for packets in (
+            (first + head + body + end + SMUGGLED,),
+            (first + head, body + end + SMUGGLED),
+        ):
+            *before, answer = await answers(server.port, *packets)
+            assert statuses(before) == [200] * bool(first)
+            is_last(answer, 400, BAD_REQUEST)
     assert await titles(caller) == []
+
+
+async def test_a_broken_chunk_behind_its_answer_ends_the_connection(server: Server) -> None:
+    head = Caller(server.port).head("POST", "", Authorization="none", Transfer_Encoding="chunked")
+    assert statuses(await answers(server.port, head, b"what is this?" + SMUGGLED)) == [401]
 
 
 JUNK = {
