@@ -1163,8 +1163,12 @@ class QueryQueue:
                 self.short_list_owners.add(query.owner)
         queries = self.by_owner[query.owner]
         queries.remove(query)
-        if len(queries) >= self.owner_limit:
-            self._ready(queries[self.owner_limit - 1])
+        while len(queries) >= self.owner_limit:
+            following = queries[self.owner_limit - 1]
+            if not following.rows.done():
+                self._ready(following)
+                break
+            queries.remove(following)  # its client has gone, or its deadline has passed
         if not queries:
             del self.by_owner[query.owner]
 
@@ -1379,6 +1383,7 @@ class Database:
 # Endpoints: section 4 of the design says which check comes before which.
 
 BODY_MAX = 64 * 1024  # bytes
+CLIENT_DISCONNECTED = "the client disconnected"  # as the HTTP server cancels the task
 USER_ID = re.compile(rf"[^/\x00-\x1f\x7f-\x9f]{{1,{USER_ID_MAX}}}")
 TASK_ID = re.compile(r"[1-9][0-9]{0,18}")
 
@@ -1516,6 +1521,8 @@ async def readyz(request: Request) -> Response:
     try:
         await request.app.state.database.run(PROBE)
     except (Problem, psycopg.Error, asyncio.CancelledError) as exc:  # the last by a shutdown
+        if CLIENT_DISCONNECTED in exc.args:
+            raise
         raise Problem("NOT_READY", str(exc)) from None
     return json_response(b'{"status":"ready"}')
 
@@ -1586,7 +1593,6 @@ PREFLIGHT_MAX_AGE = 600  # seconds
 LOG_PATH_MAX = 2048  # characters
 ADDRESS_MAX = 46  # characters, one more than any address has
 PREFLIGHT_HEADER = b"access-control-request-method"
-CLIENT_DISCONNECTED = "the client disconnected"
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 COMMON_HEADERS = (
     (b"cache-control", b"no-store"),
@@ -1868,6 +1874,8 @@ class Protocol(HttpToolsProtocol):
         self.corked = CorkedTransport(cast("asyncio.Transport", transport), self.loop)
         super().connection_made(cast("asyncio.Transport", self.corked))
         self.flow = PipelineFlow(self.transport, self.pipeline)
+        # uvicorn lets a trailer "Connection: close" swallow all that follows.
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=False)
         self.progress_at = self.loop.time()
         self.ticker = self.loop.call_later(PROGRESS_INTERVAL, self._drop_if_stalled)
 
@@ -1967,7 +1975,9 @@ class Protocol(HttpToolsProtocol):
         self.received = 0
         self.cycle.more_body = False
         if self.expect_100_continue and not self.cycle.response_started:
-            self.cycle.keep_alive = self.parser.should_keep_alive() and not self.draining
+            version = self.parser.get_http_version()  # 1.0 expects nothing; a trailer may say so
+            stays = version != "1.0" and self.parser.should_keep_alive()
+            self.cycle.keep_alive = stays and not self.draining
         self.cycle.message_event.set()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -2003,6 +2013,8 @@ class Protocol(HttpToolsProtocol):
         self.parser.feed_data(b"GET / HTTP/1.0\r\n\r\n")
         scope = cast("dict[str, Any]", self.scope)
         scope.update(method="-", raw_path=b"-", problem=problem)
+        # If what still comes stayed unread, the end would reset the answers before it.
+        FlowControl.resume_reading(self.flow)
 
     def shutdown(self) -> None:
         """Finish what is in flight; a proxy may still use an idle connection for a moment."""

@@ -284,6 +284,20 @@ async def test_reads_and_writes_take_turns_whatever_waits() -> None:
     assert len(queue.next_batch()) == 4
 
 
+async def test_nobody_waits_behind_own_queries_whose_clients_have_gone() -> None:
+    """In process: the next one that somebody waits for is ready at once."""
+    queue = todo.QueryQueue(owner_limit=2)
+    queries = [todo.Query(todo.PROBE, {"owner": "u"}, 0.0, prepare=True) for _ in range(100)]
+    for query in queries:
+        queue.put(query)
+    for query in queries[2:90]:
+        query.rows.cancel()
+    queue.next_batch()
+    queue.finish(queries[0])
+    assert queue.next_batch() == [queries[90]]
+    assert list(queue) == queries[91:]
+
+
 async def test_a_list_goes_with_other_reads_while_the_last_one_was_short(
     monkeypatch: pytest.MonkeyPatch, make_settings: Callable[..., todo.Settings]
 ) -> None:
@@ -376,6 +390,19 @@ async def test_what_is_queued_for_a_client_that_has_gone_is_not_run(
     await asyncio.sleep(0.5)
     ran = [line for line in postgres.log[before:].splitlines() if f"'{gone.user}'" in line]
     assert len(ran) <= 2
+
+
+@pytest.mark.parametrize("path", ["", "/readyz"])
+async def test_a_client_that_leaves_is_no_fault_of_the_server(
+    one_connection: tuple[Server, str], path: str
+) -> None:
+    server, url = one_connection
+    caller, name = Caller(server.port), f"leaves{path.replace('/', '-')}"
+    with locked(url, LOCKED_TABLE):
+        await caller.leave(caller.head("GET", path, X_Request_ID=name), after=0.05)
+        [line] = await asyncio.to_thread(server.log_lines, f" request={name} ")
+    assert " INFO GET " in line
+    assert line.endswith(" the client disconnected")
 
 
 # Memory

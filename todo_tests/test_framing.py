@@ -539,6 +539,8 @@ OLD = {
     "http-1.0-that-would-stay": b"GET /healthz HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
     "http-1.0-with-a-length": POST.replace(b"1.1", b"1.0") + b"Content-Length: 2\r\n\r\n{}",
     "http-1.0-with-a-coding": CHUNKED.replace(b"1.1", b"1.0") + b"\r\n" + ONE,
+    "http-1.0-with-a-trailer-that-expects": CHUNKED.replace(b"1.1", b"1.0")
+    + b"Connection: keep-alive\r\n\r\n0\r\nExpect: 100-continue\r\n\r\n",
     "http-1.0-that-upgrades": b"GET / HTTP/1.0\r\nConnection: Upgrade\r\nUpgrade: a\r\n\r\n",
     "http-2-in-words": b"GET /healthz HTTP/2.0\r\nHost: testserver\r\n\r\n",
     "http-1.1-that-closes": LAST,
@@ -558,6 +560,12 @@ async def test_what_does_not_stay_gets_one_answer_and_the_end(
     assert answer.status in {200, 400, 404, 405}
     assert answer.headers["connection"] == "close"
     assert await titles(caller) == ["Kept"]
+
+
+async def test_nothing_behind_a_trailer_that_closes_is_lost_without_a_word(server: Server) -> None:
+    request = CHUNKED + b"\r\n0\r\nConnection: close\r\n\r\n"
+    _, last = await answers(server.port, request + LAST)
+    is_last(last, 400, BAD_REQUEST)
 
 
 async def test_a_trailer_is_no_header(server: Server) -> None:
@@ -716,6 +724,26 @@ async def test_a_good_request_before_junk_gets_its_own_answer(
         assert [(answer.status, answer.body["title"]) for answer in own] == [(201, "Whole")] * count
         is_last(last, status, body)
         assert await titles(caller) == ["Whole"] * (before + count)
+
+
+LONG = """
+insert into tasks (user_id, title, description)
+select %s, 'Task ' || n, repeat('x', 1000) from generate_series(1, 3000) n
+"""
+
+
+async def test_a_long_answer_before_junk_arrives_whole(server: Server, database_url: str) -> None:
+    """Also if the reader is slow, and more junk follows than anybody reads."""
+    caller = Caller(server.port)
+    with psycopg.connect(database_url) as connection:
+        connection.execute(LONG, [caller.user])
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=2**16)
+    writer.write(caller.head("GET", "") + b"JUNK\r\n\r\n" + b"z" * 300_000)
+    await asyncio.sleep(0.3)
+    own, last = await answers_in(await read_to_end(reader))
+    writer.close()
+    assert (own.status, len(own.body)) == (200, 3000)
+    is_last(last, 400, BAD_REQUEST)
 
 
 def test_the_log_of_all_this_holds_no_traceback(server: Server) -> None:
