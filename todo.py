@@ -90,6 +90,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, cast
@@ -397,6 +398,7 @@ class Statement(NamedTuple):
     parameters: tuple[str, ...]  # what $1, $2, ... stand for
     read_only: bool  # so it may be repeated
     many_rows: bool  # any number, not one
+    locks_rows: bool  # so others may have to wait behind it, and it goes alone
 
 
 def compile_statement(
@@ -406,7 +408,8 @@ def compile_statement(
     compiled: Any = query.compile(dialect=DIALECT)
     text = str(compiled).encode()
     name = b"todo_" + hashlib.sha256(text).hexdigest()[:32].encode()
-    return Statement(name, text, tuple(compiled.positiontup), read_only, many_rows)
+    locks_rows = not (read_only or isinstance(query, sa.Insert))
+    return Statement(name, text, tuple(compiled.positiontup), read_only, many_rows, locks_rows)
 
 
 def _column_json(column: sa.Column[Any]) -> Any:
@@ -893,7 +896,7 @@ class Query:
         self.owner = values.get("owner")
         self.deadline = deadline  # in the loop's time
         self.prepare = prepare
-        self.batched = False  # with other reads
+        self.lane: Lane  # in which it waits for a connection
         self.lost = False  # whether it has lost a connection
         self.start()
 
@@ -973,7 +976,7 @@ class Connection(psycopg.AsyncConnection[Any]):
         return self.reading and (in_use or not self.poll.poll(0))
 
     def send(self, queries: Sequence[Query]) -> None:
-        """Send a batch, as one transaction: one write, or reads."""
+        """Send a batch, as one transaction: one change, or reads, or creates."""
         self.queries = queries
         try:
             for query in queries:
@@ -1053,25 +1056,30 @@ class Connection(psycopg.AsyncConnection[Any]):
         self._end_batch()
 
     def abandon(self, now: float) -> None:
-        """Leave a batch that takes too long; those who have time left go into another."""
+        """Leave a batch that takes too long; reads that have time left go into another."""
         self.stop_reading()
         for query in self.queries:
-            query.error = TimedOut("no answer in time") if query.deadline <= now else BatchAborted()
+            again = query.statement.read_only and query.deadline > now
+            query.error = BatchAborted() if again else TimedOut("no answer in time")
         self._end_batch()
 
     def _end_batch(self) -> None:
         queries, self.queries = self.queries, ()
         self.results.clear()
         self.used = asyncio.get_running_loop().time()
-        if any(isinstance(query.error, PlanOutdated) for query in queries):
+        failed = [query.error for query in queries if query.error]
+        if any(isinstance(error, PlanOutdated) for error in failed):
             self.stop_reading()  # its prepared statements are for the table as it was
+        for query in queries if failed else ():
+            if not query.statement.read_only:  # its rows came, but the transaction is undone
+                query.error = query.error or BatchAborted("with another query of the batch")
         self.batch_ended(self, queries)
 
 
 # Storage: which query goes next, and what is repeated.
 
-BATCH_MAX = 8  # reads that share a round trip
-BATCH_PAUSE = 0.002  # seconds that reads wait for those under way, to go out together afterwards
+BATCH_MAX = 8  # reads, or creates, that share a round trip
+BATCH_PAUSE = 0.002  # seconds that they wait for those under way, to go out together afterwards
 SHORT_LIST = 200  # rows; nobody else waits behind a list that may be longer
 SHORT_LISTS_MAX = 10_000  # owners whose last list is known to be short
 IDLE_TIME = 1.0  # seconds that a connection without queries stays out of the pool
@@ -1102,6 +1110,15 @@ _mallopt(-3, MMAP_THRESHOLD)  # M_MMAP_THRESHOLD
 _mallopt(-1, 2 * MMAP_THRESHOLD)  # M_TRIM_THRESHOLD; else a list of 1,000 takes a tenth more CPU
 
 
+@dataclass
+class Lane:
+    """Ready queries of one kind, of which up to `batch_max` share a round trip."""
+
+    batch_max: int
+    queries: deque[Query] = field(default_factory=deque)
+    pause_until: float = 0.0  # in the loop's time
+
+
 class QueryQueue:
     """Queries that wait for a connection, and which of them go next.
 
@@ -1111,16 +1128,17 @@ class QueryQueue:
     def __init__(self, owner_limit: int) -> None:
         self.owner_limit = owner_limit
         self.by_owner: dict[Any, list[Query]] = {}  # all that are not finished
-        self.singles: deque[Query] = deque()  # ready: writes, and lists that may be long
-        self.reads: deque[Query] = deque()  # ready: those that share a round trip
+        self.singles = Lane(1)  # changes, and lists that may be long
+        self.reads = Lane(BATCH_MAX)
+        self.creates = Lane(BATCH_MAX)
+        self.lanes = deque([self.singles, self.creates, self.reads])
+        self.ready = 0  # queries in the lanes
         self.short_list_owners: set[Any] = set()  # by their last list
-        self.pause_until = 0.0  # of reads, in the loop's time
-        self.single_next = False
 
     def __iter__(self) -> Iterator[Query]:
         """All that wait: ready, or behind others of their owner."""
         behind = (queries[self.owner_limit :] for queries in self.by_owner.values())
-        return itertools.chain(self.singles, self.reads, *behind)
+        return itertools.chain(*(lane.queries for lane in self.lanes), *behind)
 
     def put(self, query: Query) -> None:
         queries = self.by_owner.setdefault(query.owner, [])
@@ -1129,32 +1147,34 @@ class QueryQueue:
             self._ready(query)
 
     def _ready(self, query: Query) -> None:
-        query.batched = query.statement.read_only and (
-            not query.statement.many_rows or query.owner in self.short_list_owners
-        )
-        (self.reads if query.batched else self.singles).append(query)
+        statement = query.statement
+        long = statement.many_rows and query.owner not in self.short_list_owners
+        if statement.locks_rows or long:
+            query.lane = self.singles
+        else:
+            query.lane = self.reads if statement.read_only else self.creates
+        query.lane.queries.append(query)
+        self.ready += 1
 
     def next_batch(self) -> list[Query]:
-        """A query that goes alone and reads that share a round trip, in turns.
+        """What goes next, of each lane in turn.
 
-        Reads pause for those under way, so that more of them go out together.
+        Fewer than `batch_max` pause for those under way, so that more of them go out together.
         """
-        singles, reads = self.singles, self.reads
         now = asyncio.get_running_loop().time()
-        pause = not reads or (len(reads) < BATCH_MAX and now < self.pause_until)
-        if singles and (pause or self.single_next):
-            self.single_next = False
-            return [singles.popleft()]
-        if pause:
-            return []
-        self.single_next = True
-        self.pause_until = now + BATCH_PAUSE
-        return [reads.popleft() for _ in range(min(len(reads), BATCH_MAX))]
+        for _ in range(len(self.lanes)):
+            self.lanes.rotate()
+            lane = self.lanes[0]
+            count = min(len(lane.queries), lane.batch_max)
+            if count == lane.batch_max or (count and now >= lane.pause_until):
+                lane.pause_until = now + BATCH_PAUSE
+                self.ready -= count
+                return [lane.queries.popleft() for _ in range(count)]
+        return []
 
     def finish(self, query: Query) -> None:
         """Forget a query, and note how long its list was; the next of its owner is ready."""
-        if query.batched:
-            self.pause_until = 0.0
+        query.lane.pause_until = 0.0
         if query.statement.many_rows and query.result:
             self.short_list_owners.discard(query.owner)
             if len(self.short_list_owners) >= SHORT_LISTS_MAX:
@@ -1177,11 +1197,11 @@ class Database:
     """Runs statements on a psycopg pool.
 
     `run` puts a query into the queue, and `_dispatch` gives an idle connection the next batch:
-    one write, or up to eight reads. `Connection.send` sends it with one sync, `_readable` takes
-    the results, and with the sync's answer `run` gets the rows, or an error: it repeats what is
-    known to be undone, and makes a Problem of the rest. `_hold` takes a connection out of the
-    pool, and gives it back once it is lost or was idle for a second; the pool replaces a lost one.
-    `_enforce_deadlines` ends what is past its deadline, waiting or under way.
+    one change, or up to eight reads or creates. `Connection.send` sends it with one sync,
+    `_readable` takes the results, and with the sync's answer `run` gets the rows, or an error: it
+    repeats what is known to be undone, and makes a Problem of the rest. `_hold` takes a connection
+    out of the pool, and gives it back once it is lost or was idle for a second; the pool replaces a
+    lost one. `_enforce_deadlines` ends what is past its deadline, waiting or under way.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -1268,7 +1288,7 @@ class Database:
 
     def _dispatch(self) -> None:
         """Send what is ready, on idle connections; leave out what client or deadline has ended."""
-        while self.queue.singles or self.queue.reads:
+        while self.queue.ready:
             while self.idle and not self.idle[-1].usable():
                 self._release(self.idle[-1])
             if not self.idle:
@@ -1282,7 +1302,7 @@ class Database:
                     self.queue.finish(query)
             if wanted := [query for query in batch if not query.rows.done()]:
                 self.idle.pop().send(wanted)
-                if wanted[0].batched:
+                if wanted[0].lane.batch_max > 1:
                     # Behind the pause, however clocks are rounded.
                     asyncio.get_running_loop().call_later(BATCH_PAUSE + 0.001, self._dispatch)
 
@@ -1346,9 +1366,13 @@ class Database:
             if query.deadline <= now:
                 query.resolve(TimedOut("no answer in time"))  # and it is left out at its turn
         for connection in list(self.connections):
-            if any(query.deadline <= now for query in connection.queries):
+            late = [query for query in connection.queries if query.deadline <= now]
+            # Creates cannot be sent again, so they wait for their neighbours' deadlines.
+            if late and (late[0].statement.read_only or late == connection.queries):
                 connection.abandon(now)
-            elif not connection.queries and now - connection.used > IDLE_TIME:
+            for query in late:
+                query.resolve(TimedOut("no answer in time"))
+            if not connection.queries and now - connection.used > IDLE_TIME:
                 self._release(connection)
         self.ticker = (
             loop.call_later(DEADLINE_INTERVAL, self._enforce_deadlines) if self.holders else None

@@ -265,23 +265,22 @@ def one_connection(postgres: Database) -> Iterator[tuple[Server, str]]:
         yield serve({"DB_POOL_SIZE": "1"}), url
 
 
-async def test_reads_and_writes_take_turns_whatever_waits() -> None:
-    """In process. Reads go by eights; fewer pause until those under way are back."""
+async def test_all_kinds_take_turns_whatever_waits() -> None:
+    """In process. Reads and creates go by eights; fewer pause until those under way are back."""
     queue = todo.QueryQueue(owner_limit=1)
     user = {"owner_json": "", "task": 1, "new_title": "", "new_description": ""}
-
-    def put(statement: todo.Statement) -> None:
-        queue.put(todo.Query(statement, user | {"owner": new_user()}, 0.0, prepare=True))
-
-    for _ in range(5):
-        put(todo.CREATE)
-    for _ in range(20):
-        put(todo.GET)
-    batches = [queue.next_batch() for _ in range(8)]
-    assert [len(batch) for batch in batches] == [8, 1, 8, 1, 1, 1, 1, 0]
-    for query in batches[0]:
+    kinds = {todo.GET: 20, todo.CREATE: 10, todo.DELETE: 5}
+    for statement, count in kinds.items():
+        for _ in range(count):
+            queue.put(todo.Query(statement, user | {"owner": new_user()}, 0.0, prepare=True))
+    batches = [queue.next_batch() for _ in range(9)]
+    told = [(batch[0].statement, len(batch)) for batch in batches if batch]
+    round_ = [(todo.GET, 8), (todo.CREATE, 8), (todo.DELETE, 1)]
+    assert told == [*round_, (todo.GET, 8), *[(todo.DELETE, 1)] * 4]
+    for query in (*batches[0], *batches[1]):
         queue.finish(query)
-    assert len(queue.next_batch()) == 4
+    assert [len(queue.next_batch()) for _ in range(3)] == [4, 2, 0]
+    assert queue.ready == 0
 
 
 async def test_nobody_waits_behind_own_queries_whose_clients_have_gone() -> None:
@@ -333,20 +332,87 @@ async def test_a_read_that_fails_spoils_no_other_of_its_batch(
     assert statuses == {**dict.fromkeys(statuses, 200), "broken": 500}
 
 
-async def test_a_write_is_a_transaction_of_its_own(
-    one_connection: tuple[Server, str], postgres: Database
+WRITTEN: dict[str, tuple[tuple[Any, ...], int]] = {
+    "creates-share": (("POST", "", {"title": "x"}), 2),  # the first goes straight through
+    "changes-do-not": (("PATCH", "{id}/complete"), 9),
+}
+
+
+@pytest.mark.parametrize(("request_", "transactions"), WRITTEN.values(), ids=WRITTEN)
+async def test_a_change_is_a_transaction_of_its_own_and_creates_share_one(
+    one_connection: tuple[Server, str],
+    postgres: Database,
+    request_: tuple[Any, ...],
+    transactions: int,
 ) -> None:
     server, url = one_connection
     callers = [Caller(server.port) for _ in range(9)]
+    kept = [(await caller.create())["id"] for caller in callers]
+    method, path, *body = request_
+    asked = []
     async with asyncio.TaskGroup() as group:
         with locked(url, LOCKED_TABLE):
-            for caller in callers:
-                group.create_task(caller.create())
+            for caller, task in zip(callers, kept, strict=True):
+                asked.append(group.create_task(caller.ask(method, path.format(id=task), *body)))
                 await asyncio.sleep(0.01)
-    users = ", ".join(f"'{caller.user}'" for caller in callers)
-    written = f"select distinct xmin::text from tasks where user_id in ({users})"
-    transactions = postgres.execute(written, database_url=url)
-    assert len(transactions) == len(callers)
+    written = ", ".join(str(each.result().body["id"]) for each in asked)
+    query = f"select count(distinct xmin::text) from tasks where id in ({written})"
+    assert postgres.execute(query, database_url=url) == [(transactions,)]
+
+
+REFUSE_BROKEN = """
+create function refuse() returns trigger language plpgsql as
+    $$ begin if new.title = 'broken' then raise 'no'; end if; return new; end $$;
+create trigger refuse before insert on tasks for each row execute function refuse()
+"""
+
+
+@pytest.mark.parametrize("place", [1, 4, 8])
+async def test_a_create_that_fails_spoils_no_other_of_its_batch(
+    one_connection: tuple[Server, str], postgres: Database, place: int
+) -> None:
+    """All are one transaction, so the others are sent again: each is stored, and once."""
+    server, url = one_connection
+    titles = ["first", *"abcdefgh"]
+    titles[place] = "broken"
+    callers = [Caller(server.port) for _ in titles]
+    asked = []
+    with postgres.changed(url, REFUSE_BROKEN, "drop function refuse cascade"):
+        async with asyncio.TaskGroup() as group:
+            with locked(url, LOCKED_TABLE):
+                for caller, title in zip(callers, titles, strict=True):
+                    asked.append(group.create_task(caller.ask("POST", "", {"title": title})))
+                    await asyncio.sleep(0.01)
+    for caller, title, answer in zip(callers, titles, asked, strict=True):
+        assert answer.result().status == (500 if title == "broken" else 201)
+        stored = (await caller.ask("GET", "")).body
+        assert [task["title"] for task in stored] == [title] * (title != "broken")
+
+
+async def test_a_create_waits_no_longer_than_its_own_time(
+    monkeypatch: pytest.MonkeyPatch, postgres: Database, make_settings: Callable[..., todo.Settings]
+) -> None:
+    """In process. One of a batch times out; its neighbour, which came later, has its answer."""
+    with postgres.new_database(schema=True) as url:
+        postgres.execute(SLOW_INSERTS.replace("0.02", "0.3"), database_url=url)
+        database = todo.Database(make_settings(neon_db_url=url, db_pool_size=1))
+        await database.open()
+
+        async def create(timeout: float) -> asyncio.Task[Any]:
+            monkeypatch.setattr(database, "timeout", timeout)
+            user = {"owner": new_user(), "owner_json": '""'}
+            values = {"new_title": "x", "new_description": None}
+            task = asyncio.create_task(database.run(todo.CREATE, **user, **values))
+            await asyncio.sleep(0.1)
+            return task
+
+        # The first sleeps until 0.3 s, the others, in one batch, until 0.9.
+        tasks = [await create(timeout) for timeout in (5.0, 0.5, 5.0)]
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+        await database.close()
+        assert [getattr(each, "code", "stored") for each in done] == [
+            *("stored", "DATABASE_TIMEOUT", "stored")
+        ]
 
 
 QUEUED: dict[str, tuple[Any, ...]] = {
