@@ -1,6 +1,7 @@
 """What the tests share: tokens, a real PostgreSQL, a real server process."""
 
 import os
+import random
 import re
 import select
 import shutil
@@ -55,10 +56,12 @@ def new_user() -> str:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port of 127.0.0.1 that nobody listens on, and that no outgoing connection gets."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def get(url: str, **request: Any) -> httpx.Response:
