@@ -1059,8 +1059,7 @@ class Connection(psycopg.AsyncConnection[Any]):
         """Leave a batch that takes too long; reads that have time left go into another."""
         self.stop_reading()
         for query in self.queries:
-            again = query.statement.read_only and query.deadline > now
-            query.error = BatchAborted() if again else TimedOut("no answer in time")
+            query.error = TimedOut("no answer in time") if query.deadline <= now else BatchAborted()
         self._end_batch()
 
     def _end_batch(self) -> None:

@@ -5,6 +5,7 @@ SC-006; design 5: one user never holds more than half of the connections.
 
 import asyncio
 import itertools
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -412,6 +413,40 @@ async def test_a_create_waits_no_longer_than_its_own_time(
         await database.close()
         assert [getattr(each, "code", "stored") for each in done] == [
             *("stored", "DATABASE_TIMEOUT", "stored")
+        ]
+
+
+SLOW_VIEW = """
+insert into tasks (id, user_id, title) values (1, 'slow-0.3', 'x'), (2, 'slow-3', 'x');
+alter table tasks rename to stored_tasks;
+create view tasks as select id, user_id, title,
+    case when user_id like 'slow-%' then pg_sleep(substr(user_id, 6)::float)::text
+    else description end as description, completed, created_at, updated_at from stored_tasks
+"""
+
+
+async def test_a_read_waits_for_no_other_beyond_the_time_of_that(
+    monkeypatch: pytest.MonkeyPatch, postgres: Database, make_settings: Callable[..., todo.Settings]
+) -> None:
+    """In process. One of a batch takes 3 s, of which it has 0.5; its neighbour is sent again."""
+    with postgres.new_database(schema=True) as url:
+        postgres.execute(SLOW_VIEW, database_url=url)
+        database = todo.Database(make_settings(neon_db_url=url, db_pool_size=1))
+        await database.open()
+        asked = []
+        for task, (user, timeout) in enumerate(
+            [("slow-0.3", 5.0), ("slow-3", 0.5), ("quick", 5.0)], start=1
+        ):
+            monkeypatch.setattr(database, "timeout", timeout)
+            values = {"owner": user, "owner_json": '""', "task": task}
+            asked.append(asyncio.create_task(database.run(todo.GET, **values)))
+            await asyncio.sleep(0.1)
+        start = time.monotonic()
+        done = await asyncio.gather(*asked, return_exceptions=True)
+        assert time.monotonic() - start < 2.0
+        await database.close()
+        assert [getattr(each, "code", "read") for each in done] == [
+            *("read", "DATABASE_TIMEOUT", "read")
         ]
 
 
