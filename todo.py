@@ -898,6 +898,7 @@ class Query:
         self.prepare = prepare
         self.lane: Lane  # in which it waits for a connection
         self.lost = False  # whether it has lost a connection
+        self.alone = False  # a create whose batch was undone, whoever's fault that was
         self.start()
 
     def start(self) -> None:
@@ -1037,7 +1038,8 @@ class Connection(psycopg.AsyncConnection[Any]):
         query, preparation = self.results.popleft() if self.results else (None, False)
         if result.status in {pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.PIPELINE_ABORTED}:
             aborted = result.status == pq.ExecStatus.PIPELINE_ABORTED
-            error = BatchAborted("by a query before it") if aborted else _error_of(result)
+            shared = query is None and len(self.queries) > 1
+            error = BatchAborted() if aborted or shared else _error_of(result)
             for failed in [query] if query else self.queries:
                 failed.error = failed.error or error
                 if preparation:
@@ -1048,11 +1050,15 @@ class Connection(psycopg.AsyncConnection[Any]):
     def _lose(self, exc: psycopg.Error) -> None:
         self.stop_reading()
         self.pgconn.finish()
+        # With AdminShutdown in place of rows, which go out before the commit, the server says that
+        # it rolled back. Poolers have other codes for servers that they lost.
+        undone = any(
+            isinstance(query.error, errors.AdminShutdown) and not query.result
+            for query in self.queries
+        )
         for query in self.queries:
-            # With AdminShutdown in place of the rows, which go out before the commit, the server
-            # says that it rolled back. Poolers have other codes for servers that they lost.
-            if query.result or not isinstance(query.error, errors.AdminShutdown):
-                query.error = ConnectionLost(str(query.error or exc))
+            reason = str(query.error or exc)
+            query.error = errors.AdminShutdown(reason) if undone else ConnectionLost(reason)
         self._end_batch()
 
     def abandon(self, now: float) -> None:
@@ -1071,7 +1077,8 @@ class Connection(psycopg.AsyncConnection[Any]):
             self.stop_reading()  # its prepared statements are for the table as it was
         for query in queries if failed else ():
             if not query.statement.read_only:  # its rows came, but the transaction is undone
-                query.error = query.error or BatchAborted("with another query of the batch")
+                query.error = query.error or BatchAborted()
+                query.alone = True
         self.batch_ended(self, queries)
 
 
@@ -1148,7 +1155,7 @@ class QueryQueue:
     def _ready(self, query: Query) -> None:
         statement = query.statement
         long = statement.many_rows and query.owner not in self.short_list_owners
-        if statement.locks_rows or long:
+        if statement.locks_rows or long or query.alone:
             query.lane = self.singles
         else:
             query.lane = self.reads if statement.read_only else self.creates

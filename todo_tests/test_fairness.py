@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 import todo
-from todo_tests.damage import Caller, Life, peak_rss, rss, soon, together
+from todo_tests.damage import Answer, Caller, Life, peak_rss, rss, soon, together
 from todo_tests.support import (
     LOCKED_TABLE,
     Database,
@@ -364,30 +364,62 @@ async def test_a_change_is_a_transaction_of_its_own_and_creates_share_one(
 REFUSE_BROKEN = """
 create function refuse() returns trigger language plpgsql as
     $$ begin if new.title = 'broken' then raise 'no'; end if; return new; end $$;
-create trigger refuse before insert on tasks for each row execute function refuse()
+create {trigger} insert on tasks {when} for each row execute function refuse()
 """
+AT_ONCE = REFUSE_BROKEN.format(trigger="trigger refuse before", when="")
+AT_THE_COMMIT = REFUSE_BROKEN.format(
+    trigger="constraint trigger refuse after", when="deferrable initially deferred"
+)
+SPOILED = {
+    "first": (AT_ONCE, 1),
+    "in-the-middle": (AT_ONCE, 4),
+    "last": (AT_ONCE, 8),
+    "at-the-commit": (AT_THE_COMMIT, 4),
+}
 
 
-@pytest.mark.parametrize("place", [1, 4, 8])
+@pytest.mark.parametrize(("refuse", "place"), SPOILED.values(), ids=SPOILED)
 async def test_a_create_that_fails_spoils_no_other_of_its_batch(
-    one_connection: tuple[Server, str], postgres: Database, place: int
+    one_connection: tuple[Server, str], postgres: Database, refuse: str, place: int
 ) -> None:
     """All are one transaction, so the others are sent again: each is stored, and once."""
     server, url = one_connection
     titles = ["first", *"abcdefgh"]
     titles[place] = "broken"
     callers = [Caller(server.port) for _ in titles]
-    asked = []
-    with postgres.changed(url, REFUSE_BROKEN, "drop function refuse cascade"):
-        async with asyncio.TaskGroup() as group:
-            with locked(url, LOCKED_TABLE):
-                for caller, title in zip(callers, titles, strict=True):
-                    asked.append(group.create_task(caller.ask("POST", "", {"title": title})))
-                    await asyncio.sleep(0.01)
-    for caller, title, answer in zip(callers, titles, asked, strict=True):
-        assert answer.result().status == (500 if title == "broken" else 201)
+    with postgres.changed(url, refuse, "drop function refuse cascade"):
+        answers = await at_once(url, callers, titles)
+    for caller, title, answer in zip(callers, titles, answers, strict=True):
+        assert answer.status == (500 if title == "broken" else 201)
         stored = (await caller.ask("GET", "")).body
         assert [task["title"] for task in stored] == [title] * (title != "broken")
+
+
+async def at_once(url: str, callers: list[Caller], titles: list[str]) -> list[Answer]:
+    """Answers to creates that wait for a lock, the first alone, the others behind it."""
+    async with asyncio.TaskGroup() as group:
+        with locked(url, LOCKED_TABLE):
+            asked = []
+            for caller, title in zip(callers, titles, strict=True):
+                asked.append(group.create_task(caller.ask("POST", "", {"title": title})))
+                await asyncio.sleep(0.01)
+    return [each.result() for each in asked]
+
+
+async def test_creates_that_a_shutdown_undoes_are_sent_again(
+    one_connection: tuple[Server, str], postgres: Database
+) -> None:
+    """In the midst of a batch of 0.8 s, whose first rows have arrived."""
+    server, url = one_connection
+    titles = ["first", *"abcdefgh"]
+    callers = [Caller(server.port) for _ in titles]
+    with postgres.changed(url, SLOW_INSERTS.replace("0.02", "0.1"), "drop function slow cascade"):
+        asked = asyncio.create_task(at_once(url, callers, titles))
+        await asyncio.sleep(0.7)
+        assert postgres.cut_connections(url) == 1
+        assert [answer.status for answer in await asked] == [201] * 9
+    for caller, title in zip(callers, titles, strict=True):
+        assert [task["title"] for task in (await caller.ask("GET", "")).body] == [title]
 
 
 async def test_a_create_waits_no_longer_than_its_own_time(
