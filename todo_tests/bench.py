@@ -14,7 +14,7 @@ One process, 32 connections, 2 cores, 2026-11-25 (CPU of the service and of Post
     list of 20     15,706/s     58 +    37 us    21 times spec    2.2 times fastify    p99 2.2 p50
     list of 1,000     997/s    416 + 1,429       23               3.0                      1.7
     get            18,966/s     52 +    11       22               1.4                      1.6
-    create         11,378/s     80 +    56       19               1.2                      2.1
+    create         13,409/s     74 +    34       22               1.3                      2.2
     toggle         11,215/s     70 +    70       21               1.2                      2.5
 """
 
