@@ -177,7 +177,6 @@ class OwnPostgres(Database):
         "max_wal_size": "256MB",  # a segment of 1 MB would make it 64
     }
     _template: Path | None = None
-    _template_lock = threading.Lock()
 
     def __init__(self, **settings: object) -> None:
         self.folder = self._new_folder("todo-postgres-")
@@ -185,7 +184,8 @@ class OwnPostgres(Database):
         self.settings = {**self._fast, "max_connections": 200, **settings}
         self.process: subprocess.Popen[bytes] | None = None
         super().__init__(f"postgresql://postgres@127.0.0.1:{self.port}/postgres")
-        shutil.copytree(self.template(), self.folder / "data", copy_function=shutil.copyfile)
+        data = self._new_cluster()
+        shutil.copytree(data, self.folder / "data", copy_function=shutil.copyfile)
         (self.folder / "data").chmod(0o700)
         self._give_to_server_user(self.folder)
 
@@ -228,34 +228,32 @@ class OwnPostgres(Database):
                 shutil.chown(path, owner["user"], owner["group"])
 
     @classmethod
-    def template(cls) -> Path:
-        """The folder of a fresh cluster to copy; `initdb` runs once a process."""
-        with cls._template_lock:
-            if cls._template is None:
-                folder = cls._new_folder("todo-initdb-")
-                programs = cls._bin()
-                cls._give_to_server_user(folder)
-                subprocess.run(
-                    [
-                        *(programs / "initdb", "--pgdata", folder / "data", "--no-sync"),
-                        *("--auth=trust", "--username=postgres", "--encoding=utf8"),
-                        *("--locale=C.UTF-8", "--wal-segsize=1"),  # less to write and to copy
-                    ],
-                    check=True,
-                    stdout=subprocess.DEVNULL,
-                    cwd=folder,
-                    **cls._user(),
-                )
-                cls._template = folder / "data"
-            return cls._template
+    def _new_cluster(cls) -> Path:
+        """The folder of a fresh cluster; `initdb` runs once a process and is copied from."""
+        if cls._template is None:
+            folder = cls._new_folder("todo-initdb-")
+            programs = cls._bin()
+            cls._give_to_server_user(folder)
+            subprocess.run(
+                [
+                    *(programs / "initdb", "--pgdata", folder / "data", "--no-sync"),
+                    *("--auth=trust", "--username=postgres", "--encoding=utf8"),
+                    *("--locale=C.UTF-8", "--wal-segsize=1"),  # less to write and to copy
+                ],
+                check=True,
+                stdout=subprocess.DEVNULL,
+                cwd=folder,
+                **cls._user(),
+            )
+            cls._template = folder / "data"
+        return cls._template
 
     @classmethod
     def forget_template(cls) -> None:
         """Remove what `initdb` made."""
-        with cls._template_lock:
-            if cls._template is not None:
-                shutil.rmtree(cls._template.parent, ignore_errors=True)
-                cls._template = None
+        if cls._template is not None:
+            shutil.rmtree(cls._template.parent, ignore_errors=True)
+            cls._template = None
 
     @property
     def log(self) -> str:

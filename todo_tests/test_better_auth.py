@@ -19,14 +19,7 @@ from todo_tests.better_auth import (
     api,
     better_auth_servers,
 )
-from todo_tests.support import (
-    AUTH_URL,
-    SECRET,
-    assert_error,
-    assert_task,
-    get,
-    path_of,
-)
+from todo_tests.support import AUTH_URL, SECRET, assert_error, assert_task, get, path_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
