@@ -1038,6 +1038,8 @@ class Connection(psycopg.AsyncConnection[Any]):
         query, preparation = self.results.popleft() if self.results else (None, False)
         if result.status in {pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.PIPELINE_ABORTED}:
             aborted = result.status == pq.ExecStatus.PIPELINE_ABORTED
+            # The commit of several fails by one of them: each finds out alone. Nor may `_lose` take
+            # its error for one that came in place of rows.
             shared = query is None and len(self.queries) > 1
             error = BatchAborted() if aborted or shared else _error_of(result)
             for failed in [query] if query else self.queries:
@@ -1271,7 +1273,7 @@ class Database:
             except psycopg.Error as error:
                 if not self._repeats(query, error):
                     if code := DATABASE_PROBLEMS.get(type(error)):
-                        raise Problem(code, str(error)) from None
+                        raise Problem(code, str(error) or type(error).__name__) from None
                     raise
                 if isinstance(error, (*LOST, *ROLLED_BACK)):
                     await asyncio.sleep(random.random() * REPEAT_PAUSE)  # noqa: S311
