@@ -1102,8 +1102,9 @@ NOT_PREPARED = (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatemen
 DATABASE_PROBLEMS: dict[type[BaseException], str] = {
     **dict.fromkeys(LOST, "DATABASE_UNAVAILABLE"),
     errors.ReadOnlySqlTransaction: "DATABASE_UNAVAILABLE",  # a standby, until it is promoted
-    **dict.fromkeys((TimedOut, BatchAborted, *ROLLED_BACK), "DATABASE_TIMEOUT"),
-    errors.LockNotAvailable: "DATABASE_TIMEOUT",
+    **dict.fromkeys((TimedOut, errors.LockNotAvailable), "DATABASE_TIMEOUT"),
+    # What is repeated while there is time for that.
+    **dict.fromkeys((*ROLLED_BACK, *NOT_PREPARED, BatchAborted, PlanOutdated), "DATABASE_TIMEOUT"),
 }
 
 # glibc keeps what is freed: 200 MiB after eight lists of 25 MB. malloc_trim gives back the small

@@ -493,6 +493,19 @@ async def test_what_is_undone_with_its_batch_too_late_to_repeat_says_so(
     assert told == ["done", "DATABASE_TIMEOUT: InFailedSqlTransaction", "no"]
 
 
+async def test_a_name_that_the_pooler_has_taken_too_late_to_repeat_is_a_timeout(
+    monkeypatch: pytest.MonkeyPatch, in_process: tuple[todo.Database, str]
+) -> None:
+    """In the moment before the next look at deadlines, behind a query that took too long."""
+    database, _ = in_process
+    monkeypatch.setattr(todo, "DEADLINE_INTERVAL", 60.0)
+    texts = (b'prepare "%s" as select 1' % todo.GET.name, b"select pg_sleep(0.3)")
+    others = [todo.Statement(text[:20], text, (), False, False, True) for text in texts]
+    queries = [*((5.0, each, {}) for each in others), (0.15, todo.GET, {"task": 1})]
+    *_, told = await outcomes(database, queries)
+    assert told.startswith("DATABASE_TIMEOUT: prepared statement")
+
+
 QUEUED: dict[str, tuple[Any, ...]] = {
     "list": ("GET", ""),
     "get": ("GET", "{id}"),
