@@ -602,14 +602,11 @@ class Problem(Exception):
         super().__init__(f"{code}: {reason}" if reason else code)
         self.code = code
         self.reason = reason
-        self.status, sentence = ERRORS[code]
-        self.body: dict[str, Any] = {"detail": detail or sentence, "error_code": code}
+        status, sentence = ERRORS[code]
+        body: dict[str, Any] = {"detail": detail or sentence, "error_code": code}
         if fields:
-            self.body["field_errors"] = fields
-        self.headers = {**_HEADERS.get(code, {}), **headers}
-
-    def response(self) -> Response:
-        return JSONResponse(self.body, self.status, self.headers)
+            body["field_errors"] = fields
+        self.response = JSONResponse(body, status, {**_HEADERS.get(code, {}), **headers})
 
 
 # Authentication: bearer tokens, by section 6 of the design, RFC 7515, 7517, 7519 and 8725.
@@ -1710,7 +1707,7 @@ class ExchangeMiddleware:
             if problem is not None:
                 cause = problem.__cause__
                 if not status:
-                    await problem.response()(scope, receive, send_with_headers)
+                    await problem.response(scope, receive, send_with_headers)
         if log.isEnabledFor(level):
             line = _log_line(scope, status, time.perf_counter() - started, request_id) + fault
             if level == logging.INFO and line.isprintable():
@@ -1736,7 +1733,8 @@ class ExchangeMiddleware:
                 problem.__cause__ = exc
         if not problem.reason:
             return problem, logging.INFO, ""
-        level = logging.ERROR if problem.status >= 500 else logging.WARNING  # noqa: PLR2004
+        failed = problem.response.status_code >= 500  # noqa: PLR2004
+        level = logging.ERROR if failed else logging.WARNING
         return problem, level, f" error={problem.code}: {problem.reason}"
 
     def _preflight(self, request_headers: Mapping[bytes, bytes]) -> Response:
@@ -1750,7 +1748,7 @@ class ExchangeMiddleware:
         }
         if refused := [what for what, fine in allowed.items() if not fine]:
             detail = f"Disallowed CORS {', '.join(refused)}"
-            return Problem("CORS_REFUSED", detail=detail).response()
+            return Problem("CORS_REFUSED", detail=detail).response
         headers = {
             "Access-Control-Allow-Methods": ", ".join(METHODS),
             "Access-Control-Allow-Headers": ", ".join(REQUEST_HEADERS),
