@@ -606,6 +606,9 @@ class Problem(Exception):
         body: dict[str, Any] = {"detail": detail or sentence, "error_code": code}
         if fields:
             body["field_errors"] = fields
+        self.level = logging.INFO
+        if reason:
+            self.level = logging.ERROR if status >= 500 else logging.WARNING  # noqa: PLR2004
         self.response = JSONResponse(body, status, {**_HEADERS.get(code, {}), **headers})
 
 
@@ -1703,9 +1706,12 @@ class ExchangeMiddleware:
         try:
             await app(scope, receive, send_with_headers)
         except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 the last resort (FR-027)
-            problem, level, fault = self._problem_of(exc)
-            if problem is not None:
-                cause = problem.__cause__
+            if CLIENT_DISCONNECTED in exc.args:
+                fault = f" {CLIENT_DISCONNECTED}"
+            else:
+                problem = self._problem_of(exc)
+                level, cause = problem.level, problem.__cause__
+                fault = f" error={problem}" if problem.reason else ""
                 if not status:
                     await problem.response(scope, receive, send_with_headers)
         if log.isEnabledFor(level):
@@ -1717,25 +1723,17 @@ class ExchangeMiddleware:
                 log.log(level, "%s", line, exc_info=cause)
 
     @staticmethod
-    def _problem_of(exc: BaseException) -> tuple[Problem | None, int, str]:
-        """What to answer to an exception, and how to log it (FR-028)."""
+    def _problem_of(exc: BaseException) -> Problem:
         match exc:
             case Problem():
-                problem = exc
+                return exc
             case HTTPException():  # of Starlette's router
-                problem = Problem("NOT_FOUND")
-            case asyncio.CancelledError(args=args) if CLIENT_DISCONNECTED in args:
-                return None, logging.INFO, f" {CLIENT_DISCONNECTED}"
+                return Problem("NOT_FOUND")
             case asyncio.CancelledError():
-                problem = Problem("INTERNAL_ERROR", "cut short by the shutdown")
-            case _:
-                problem = Problem("INTERNAL_ERROR", type(exc).__name__)
-                problem.__cause__ = exc
-        if not problem.reason:
-            return problem, logging.INFO, ""
-        failed = problem.response.status_code >= 500  # noqa: PLR2004
-        level = logging.ERROR if failed else logging.WARNING
-        return problem, level, f" error={problem.code}: {problem.reason}"
+                return Problem("INTERNAL_ERROR", "cut short by the shutdown")
+        problem = Problem("INTERNAL_ERROR", type(exc).__name__)
+        problem.__cause__ = exc  # which is logged as a whole (FR-028)
+        return problem
 
     def _preflight(self, request_headers: Mapping[bytes, bytes]) -> Response:
         """Answer by the Fetch standard; needs no token (FR-033)."""
