@@ -1433,7 +1433,6 @@ class Resource(BaseRoute):
         pattern = re.escape(path).replace(r"\{user_id\}", "(?P<user_id>[^/]*)")
         self.pattern = re.compile(pattern.replace(r"\{id\}", "(?P<id>[^/]+)"))
         self.handlers = handlers | ({"HEAD": handlers["GET"]} if "GET" in handlers else {})
-        self.allow = {"Allow": ", ".join(sorted(self.handlers))}
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match = self.pattern.fullmatch(scope["path"])
@@ -1442,7 +1441,7 @@ class Resource(BaseRoute):
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         handler = self.handlers.get(scope["method"])
         if handler is None:
-            raise Problem("METHOD_NOT_ALLOWED", headers=self.allow)
+            raise Problem("METHOD_NOT_ALLOWED", headers={"Allow": ", ".join(sorted(self.handlers))})
         if not isinstance(handler, Response):
             handler = await handler(Request(scope, receive))
         await handler(scope, receive, send)
