@@ -596,7 +596,7 @@ class Problem(Exception):
         reason: str = "",
         *,
         detail: str | None = None,
-        fields: Mapping[str, list[str]] | None = None,
+        fields: Mapping[str, str] = {},
         headers: Mapping[str, str] = {},
     ) -> None:
         super().__init__(f"{code}: {reason}" if reason else code)
@@ -605,7 +605,7 @@ class Problem(Exception):
         status, sentence = ERRORS[code]
         body: dict[str, Any] = {"detail": detail or sentence, "error_code": code}
         if fields:
-            body["field_errors"] = fields
+            body["field_errors"] = {name: [fault] for name, fault in fields.items()}
         self.level = logging.INFO
         if reason:
             self.level = logging.ERROR if status >= 500 else logging.WARNING  # noqa: PLR2004
@@ -1453,9 +1453,9 @@ def path_values(request: Request) -> dict[str, Any]:
     owner, task = path["user_id"], path.get("id")
     fields = {}
     if not USER_ID.fullmatch(owner):
-        fields["user_id"] = [BAD_USER_ID]
+        fields["user_id"] = BAD_USER_ID
     if task is not None and not (TASK_ID.fullmatch(task) and int(task) <= TASK_ID_MAX):
-        fields["id"] = [BAD_TASK_ID]
+        fields["id"] = BAD_TASK_ID
     if fields:
         raise Problem("VALIDATION_ERROR", fields=fields)
     if owner != request.scope["user"]:
@@ -1474,13 +1474,12 @@ def parse_body(model: type[SomeTask], body: bytes) -> SomeTask:
     except ValidationError as exc:
         faults = exc.errors(include_url=False, include_context=False)
     except ValueError:
-        raise Problem("VALIDATION_ERROR", fields={"body": [BAD_JSON]}) from None
-    fields: dict[str, list[str]] = {}
+        raise Problem("VALIDATION_ERROR", fields={"body": BAD_JSON}) from None
+    fields = {}
     for fault in faults:
         field = str(fault["loc"][0]) if fault["loc"] else "body"
         absent = field == "title" and fault["input"] is None  # null too
-        message = MESSAGES[field]["missing" if absent else fault["type"]]
-        fields.setdefault(field, []).append(message)
+        fields[field] = MESSAGES[field]["missing" if absent else fault["type"]]
     raise Problem("VALIDATION_ERROR", fields=fields)
 
 
@@ -1516,8 +1515,9 @@ async def list_tasks(request: Request) -> Response:
         case ["true" | "false" as completed]:
             rows = await run(LIST_BY_COMPLETED, completed=completed == "true", **path)
         case _:
-            message = MESSAGES["completed"]["bool_type"]
-            raise Problem("VALIDATION_ERROR", fields={"completed": [message]})
+            raise Problem(
+                "VALIDATION_ERROR", fields={"completed": MESSAGES["completed"]["bool_type"]}
+            )
     return json_response(b"[" + b",".join(rows) + b"]")
 
 
