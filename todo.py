@@ -1595,11 +1595,8 @@ def contract_resources() -> list[Resource]:
     index = '{"name": "Todo API", "docs": "/docs", "openapi": "/openapi.yaml"}'
     page = Response(DOCS_PAGE, 200, {"Content-Security-Policy": DOCS_POLICY}, "text/html")
     contract = Response(place.read_bytes(), media_type="application/yaml")
-    return [
-        Resource("/", GET=json_response(index)),
-        Resource("/docs", GET=page),
-        Resource("/openapi.yaml", GET=contract),
-    ]
+    answers = {"/": json_response(index), "/docs": page, "/openapi.yaml": contract}
+    return [Resource(path, GET=answer) for path, answer in answers.items()]
 
 
 RESOURCES = (
