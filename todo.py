@@ -1628,25 +1628,20 @@ COMMON_HEADERS = (
 
 
 @lru_cache(maxsize=1024)
-def _quoted(user: str) -> str:
-    return quote(user, safe="@|:", errors="replace")
-
-
-@lru_cache(maxsize=1024)
-def _address(host: str) -> str:
-    """IP address without its zone, else "-": a proxy may pass on what a client made up."""
-    try:
-        return str(ipaddress.ip_address(host.partition("%")[0]))
-    except ValueError:
-        return "-"
+def _caller(user: str, host: str) -> tuple[str, str]:
+    """User, quoted, and IP address, else "-": a proxy may pass on what a client made up."""
+    address = "-"
+    with suppress(ValueError):
+        address = str(ipaddress.ip_address(host.partition("%")[0]))  # without its zone
+    return quote(user, safe="@|:", errors="replace"), address
 
 
 def _log_line(scope: Scope, status: int, seconds: float, request_id: bytes) -> str:
-    client = scope.get("client") or ("-",)
+    host, *_ = scope.get("client") or ("-",)
+    user, address = _caller(scope.get("user", "-")[:USER_ID_MAX], host[:ADDRESS_MAX])
     return (
         f"{scope['method']} {scope['raw_path'][:LOG_PATH_MAX].decode('latin-1')} {status} "
-        f"{seconds * 1e3:.1f}ms user={_quoted(scope.get('user', '-')[:USER_ID_MAX])} "
-        f"request={request_id.decode()} client={_address(client[0][:ADDRESS_MAX])}"
+        f"{seconds * 1e3:.1f}ms user={user} request={request_id.decode()} client={address}"
     )
 
 
