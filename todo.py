@@ -1892,8 +1892,7 @@ class Protocol(HttpToolsProtocol):
         self.flow = PipelineFlow(self.transport, self.pipeline)
         # uvicorn lets a trailer "Connection: close" swallow all that follows.
         self.parser.set_dangerous_leniencies(lenient_data_after_close=False)
-        self.progress_at = self.loop.time()
-        self.ticker = self.loop.call_later(PROGRESS_INTERVAL, self._drop_if_stalled)
+        self._drop_if_stalled()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
