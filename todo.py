@@ -1829,7 +1829,7 @@ class CorkedTransport:
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self.transport = transport
         self.loop = loop
-        self.corked: list[bytes] = []
+        self.corked = b""
         self.sent = 0  # bytes
 
     def __getattr__(self, name: str) -> Any:
@@ -1838,14 +1838,13 @@ class CorkedTransport:
     def write(self, data: bytes) -> None:
         if not self.corked:
             self.loop.call_soon(self.uncork)
-        self.corked.append(data)
+        self.corked += data
 
     def uncork(self) -> None:
         if not self.transport.is_closing():
-            data = b"".join(self.corked)
-            self.sent += len(data)
-            self.transport.write(data)
-        self.corked.clear()
+            self.sent += len(self.corked)
+            self.transport.write(self.corked)
+        self.corked = b""
 
     def close(self) -> None:
         self.uncork()
