@@ -1680,9 +1680,10 @@ class ExchangeMiddleware:
             request_id = b"%016x" % random.getrandbits(64)
         common = self.headers.get(request_headers.get(b"origin"), COMMON_HEADERS)
         headers = (*common, (b"x-request-id", request_id))
-        app = self.app
-        if scope["method"] == "OPTIONS" and {b"origin", PREFLIGHT_HEADER} <= request_headers.keys():
-            app = self._preflight(request_headers)
+        preflight = (
+            scope["method"] == "OPTIONS" and {b"origin", PREFLIGHT_HEADER} <= request_headers.keys()
+        )
+        app = self._preflight(request_headers) if preflight else self.app
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
