@@ -1515,9 +1515,8 @@ async def list_tasks(request: Request) -> Response:
         case ["true" | "false" as completed]:
             rows = await run(LIST_BY_COMPLETED, completed=completed == "true", **path)
         case _:
-            raise Problem(
-                "VALIDATION_ERROR", fields={"completed": MESSAGES["completed"]["bool_type"]}
-            )
+            message = MESSAGES["completed"]["bool_type"]
+            raise Problem("VALIDATION_ERROR", fields={"completed": message})
     return json_response(b"[" + b",".join(rows) + b"]")
 
 
