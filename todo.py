@@ -2005,9 +2005,8 @@ class Protocol(HttpToolsProtocol):
             return
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-        if not self.pipeline:
-            self.data_received(b"")  # nothing new, but some may be unparsed
-            self.flow.resume_reading()
+        self.data_received(b"")  # nothing new, but some may be unparsed
+        self.flow.resume_reading()
 
     def _refuse(self, problem: Problem) -> None:
         """Have the app answer what is no request, in its turn, and close; read nothing more."""
