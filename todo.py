@@ -1463,14 +1463,11 @@ def path_values(request: Request) -> dict[str, Any]:
     return {"owner": owner, "owner_json": json_text(owner), "task": task}
 
 
-SomeTask = TypeVar("SomeTask", bound=NewTask)
-
-
-def parse_body(model: type[SomeTask], body: bytes) -> SomeTask:
-    """Validated body. Raises Problem with every fault at once (FR-017)."""
+def parse_body(model: type[NewTask], body: bytes) -> dict[str, Any]:
+    """Values of a body for a statement. Raises Problem with every fault at once (FR-017)."""
     try:
         # Not model_validate_json, which takes NaN.
-        return model.model_validate(from_json(body, allow_inf_nan=False))
+        return model.model_validate(from_json(body, allow_inf_nan=False)).values()
     except ValidationError as exc:
         faults = exc.errors(include_url=False, include_context=False)
     except ValueError:
@@ -1483,8 +1480,8 @@ def parse_body(model: type[SomeTask], body: bytes) -> SomeTask:
     raise Problem("VALIDATION_ERROR", fields=fields)
 
 
-async def body_of(request: Request, model: type[SomeTask]) -> SomeTask:
-    """Checked body. Raises Problem, 415 before 413 before 422."""
+async def body_values(request: Request, model: type[NewTask]) -> dict[str, Any]:
+    """Values of the request's body. Raises Problem, 415 before 413 before 422."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise Problem("UNSUPPORTED_MEDIA_TYPE")
@@ -1522,8 +1519,8 @@ async def list_tasks(request: Request) -> Response:
 
 async def create_task(request: Request) -> Response:
     path = path_values(request)
-    new = await body_of(request, NewTask)
-    [body] = await request.app.state.database.run(CREATE, **new.values(), **path)
+    new = await body_values(request, NewTask)
+    [body] = await request.app.state.database.run(CREATE, **path, **new)
     location = f"/api/{quote(path['owner'], safe='')}/tasks/{from_json(body)['id']}"
     return json_response(body, 201, {"Location": location})
 
@@ -1534,8 +1531,8 @@ async def get_task(request: Request) -> Response:
 
 async def update_task(request: Request) -> Response:
     path = path_values(request)
-    new = await body_of(request, TaskUpdate)
-    return task_response(await request.app.state.database.run(UPDATE, **new.values(), **path))
+    new = await body_values(request, TaskUpdate)
+    return task_response(await request.app.state.database.run(UPDATE, **path, **new))
 
 
 async def delete_task(request: Request) -> Response:
