@@ -1962,7 +1962,6 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.received_max = HEAD_MAX
         self.received = self.received or 1  # its first bytes may have counted for the one before
 
     def on_headers_complete(self) -> None:
@@ -1983,7 +1982,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return
-        self.received = 0
+        self.received, self.received_max = 0, HEAD_MAX
         self.cycle.more_body = False
         if self.expect_100_continue and not self.cycle.response_started:
             version = self.parser.get_http_version()  # 1.0 expects nothing; a trailer may say so
