@@ -1823,9 +1823,8 @@ class CorkedTransport:
     transport that is closed already: that is dropped.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, transport: asyncio.Transport) -> None:
         self.transport = transport
-        self.loop = loop
         self.corked = b""
         self.sent = 0  # bytes
 
@@ -1834,7 +1833,7 @@ class CorkedTransport:
 
     def write(self, data: bytes) -> None:
         if not self.corked:
-            self.loop.call_soon(self.uncork)
+            asyncio.get_running_loop().call_soon(self.uncork)
         self.corked += data
 
     def uncork(self) -> None:
@@ -1883,7 +1882,7 @@ class Protocol(HttpToolsProtocol):
     ticker: asyncio.TimerHandle
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.corked = CorkedTransport(cast("asyncio.Transport", transport), self.loop)
+        self.corked = CorkedTransport(cast("asyncio.Transport", transport))
         super().connection_made(cast("asyncio.Transport", self.corked))
         self.flow = PipelineFlow(self.transport, self.pipeline)
         # uvicorn lets a trailer "Connection: close" swallow all that follows.
