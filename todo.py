@@ -1675,7 +1675,6 @@ class ExchangeMiddleware:
             # It names a line of the log and guards nothing, so it need not cost a system call.
             request_id = b"%016x" % random.getrandbits(64)
         common = self.headers.get(request_headers.get(b"origin"), COMMON_HEADERS)
-        headers = (*common, (b"x-request-id", request_id))
         preflight = (
             scope["method"] == "OPTIONS" and {b"origin", PREFLIGHT_HEADER} <= request_headers.keys()
         )
@@ -1685,7 +1684,7 @@ class ExchangeMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *headers]
+                message["headers"] = [*message["headers"], *common, (b"x-request-id", request_id)]
             await send(message)
 
         try:
