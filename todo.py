@@ -1890,7 +1890,6 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self.pipeline.clear()
         self.ticker.cancel()
         Protocol.buffered_in_all -= self.buffered
         if self.answering is not None:
