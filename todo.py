@@ -1564,7 +1564,6 @@ _START = (
 _START_SHA256 = base64.b64encode(hashlib.sha256(_START.encode()).digest()).decode()
 DOCS_PAGE = f"""<!doctype html>
 <html lang="en">
-<meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
 <title>Todo API</title>
 <link rel="icon" href="data:,">
