@@ -1868,11 +1868,9 @@ class Protocol(HttpToolsProtocol):
     buffered_in_all: ClassVar[int] = 0  # bytes of all connections, each as of its last tick
 
     unparsed = b""  # bytes behind requests that are queued
-    received = 0  # bytes of the incomplete request; 0 if there is none
-    received_max = HEAD_MAX  # of that: HEAD_MAX in a head, REQUEST_MAX behind it
+    allowed = HEAD_MAX  # bytes the incomplete request may still take; 0: the rest is discarded
     answering: RequestResponseCycle | None = None  # or answered last
     task: asyncio.Task[None]  # of that cycle
-    discarding = False  # what still comes, for nothing
     draining = False  # the server shuts down
     buffered = 0  # bytes of answers, as of the last tick
     progress = (0, 0.0)  # bytes the client has read, and its present timeout
@@ -1905,7 +1903,7 @@ class Protocol(HttpToolsProtocol):
         if cycle is not None and not buffered:
             if not (cycle.response_complete or cycle.more_body):
                 timeout = math.inf  # it waits for us
-            elif not self.received:
+            elif self.allowed == HEAD_MAX:
                 timeout = KEEP_ALIVE_TIMEOUT  # for its next request
         progress = (self.corked.sent - buffered, timeout)
         now = self.loop.time()
@@ -1918,13 +1916,13 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what has come, until a request has to wait for the answers of those before it."""
-        if self.discarding:
+        if not self.allowed:
             return
         self.unparsed += data
         while self.unparsed and not self.pipeline:
-            piece = self.unparsed[: min(FEED_MAX, self.received_max - self.received)]
+            piece = self.unparsed[: min(FEED_MAX, self.allowed)]
             self.unparsed = self.unparsed[len(piece) :]
-            self.received += len(piece)
+            self.allowed -= len(piece)
             try:
                 self.parser.feed_data(piece)
             except httptools.HttpParserUpgrade as upgrade:
@@ -1935,14 +1933,14 @@ class Protocol(HttpToolsProtocol):
                     problem = Problem("BAD_REQUEST", str(exc))
                 self._refuse(problem)
                 return
-            if self.received < self.received_max:
+            if self.allowed:
                 continue
-            if self.received_max == HEAD_MAX:
-                self._refuse(Problem("HEADERS_TOO_LARGE", "its end has not come"))
-            else:
+            if self.cycle is not None and self.cycle.more_body:
                 # A client that meets a reset while it sends does not read its answer.
-                self.discarding, self.unparsed = True, b""
+                self.unparsed = b""
                 self.loop.call_later(DISCARD_TIME, self.transport.abort)
+            else:
+                self._refuse(Problem("HEADERS_TOO_LARGE", "its end has not come"))
 
     def _ignore_upgrade(self, behind: bytes) -> None:
         """Have a new parser parse the head again without it, and then what is behind.
@@ -1953,12 +1951,12 @@ class Protocol(HttpToolsProtocol):
         head = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
         head += [name + b":" + value for name, value in self.headers if name != b"upgrade"]
         self.unparsed = b"\r\n".join([*head, b"", behind]) + self.unparsed
-        self.received = 0
+        self.allowed = HEAD_MAX
         self.parser = httptools.HttpRequestParser(self)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.received = self.received or 1  # its first bytes may have counted for the one before
+        self.allowed = min(self.allowed, HEAD_MAX - 1)  # its first bytes may be in the last piece
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -1970,7 +1968,7 @@ class Protocol(HttpToolsProtocol):
             raise Problem("BAD_REQUEST", f"{hosts} Host headers")  # RFC 9112 section 3.2
         self.expect_100_continue &= self.parser.get_http_version() != "1.0"
         super().on_headers_complete()
-        self.received_max = REQUEST_MAX
+        self.allowed += REQUEST_MAX - HEAD_MAX
         self.headers = cast("list[Any]", deque(maxlen=0))  # trailers are no headers of the request
         # Without 100 Continue the client may leave the body out: what follows is then no body.
         self.cycle.keep_alive &= not (self.draining or self.expect_100_continue)
@@ -1978,7 +1976,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return
-        self.received, self.received_max = 0, HEAD_MAX
+        self.allowed = HEAD_MAX
         self.cycle.more_body = False
         if self.expect_100_continue and not self.cycle.response_started:
             version = self.parser.get_http_version()  # 1.0 expects nothing; a trailer may say so
@@ -2002,7 +2000,7 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse(self, problem: Problem) -> None:
         """Have the app answer what is no request, in its turn, and close; read nothing more."""
-        self.discarding, self.unparsed = True, b""
+        self.unparsed = b""
         cycle = self.cycle
         if cycle is not None and cycle.more_body:  # it is the body of this that is broken
             if self.pipeline:
@@ -2018,6 +2016,7 @@ class Protocol(HttpToolsProtocol):
         self.parser.feed_data(b"GET / HTTP/1.0\r\n\r\n")
         scope = cast("dict[str, Any]", self.scope)
         scope.update(method="-", raw_path=b"-", problem=problem)
+        self.allowed = 0
         # If what still comes stayed unread, the end would reset the answers before it.
         FlowControl.resume_reading(self.flow)
 
