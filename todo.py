@@ -1469,14 +1469,13 @@ def parse_body(model: type[NewTask], body: bytes) -> dict[str, Any]:
         # Not model_validate_json, which takes NaN.
         return model.model_validate(from_json(body, allow_inf_nan=False)).values()
     except ValidationError as exc:
-        faults = exc.errors(include_url=False, include_context=False)
+        fields = {}
+        for fault in exc.errors(include_url=False, include_context=False):
+            field = str(fault["loc"][0]) if fault["loc"] else "body"
+            absent = field == "title" and fault["input"] is None  # null too
+            fields[field] = MESSAGES[field]["missing" if absent else fault["type"]]
     except ValueError:
-        raise Problem("VALIDATION_ERROR", fields={"body": BAD_JSON}) from None
-    fields = {}
-    for fault in faults:
-        field = str(fault["loc"][0]) if fault["loc"] else "body"
-        absent = field == "title" and fault["input"] is None  # null too
-        fields[field] = MESSAGES[field]["missing" if absent else fault["type"]]
+        fields = {"body": BAD_JSON}
     raise Problem("VALIDATION_ERROR", fields=fields)
 
 
