@@ -1955,7 +1955,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.allowed = min(self.allowed, HEAD_MAX - 1)  # its first bytes may be in the last piece
+        self.allowed = min(self.allowed, HEAD_MAX - 1)  # its first bytes may have counted before
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
