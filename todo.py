@@ -1650,13 +1650,12 @@ class ExchangeMiddleware:
     ) -> None:
         self.app = app
         self.log_line = log_line
-        exposed = ", ".join(EXPOSED_HEADERS).encode()
         self.headers: dict[bytes | None, tuple[tuple[bytes, bytes], ...]] = {
             origin.encode(): (
                 *COMMON_HEADERS,
                 (b"access-control-allow-origin", origin.encode()),
                 (b"access-control-allow-credentials", b"true"),
-                (b"access-control-expose-headers", exposed),
+                (b"access-control-expose-headers", ", ".join(EXPOSED_HEADERS).encode()),
             )
             for origin in origins
         }
@@ -1727,8 +1726,7 @@ class ExchangeMiddleware:
             "headers": known.issuperset(name.strip() for name in names.lower().split(",")),
         }
         if refused := [what for what, fine in allowed.items() if not fine]:
-            detail = f"Disallowed CORS {', '.join(refused)}"
-            return Problem("CORS_REFUSED", detail=detail).response
+            return Problem("CORS_REFUSED", detail=f"Disallowed CORS {', '.join(refused)}").response
         headers = {
             "Access-Control-Allow-Methods": ", ".join(METHODS),
             "Access-Control-Allow-Headers": ", ".join(REQUEST_HEADERS),
@@ -2013,8 +2011,7 @@ class Protocol(HttpToolsProtocol):
         # A made-up request gets the next turn; its task has not run yet, so its scope may change.
         self.parser = httptools.HttpRequestParser(self)
         self.parser.feed_data(b"GET / HTTP/1.0\r\n\r\n")
-        scope = cast("dict[str, Any]", self.scope)
-        scope.update(method="-", raw_path=b"-", problem=problem)
+        cast("dict[str, Any]", self.scope).update(method="-", raw_path=b"-", problem=problem)
         self.allowed = 0
         # If what still comes stayed unread, the end would reset the answers before it.
         FlowControl.resume_reading(self.flow)
