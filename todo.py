@@ -1666,16 +1666,14 @@ class ExchangeMiddleware:
             return
         started = time.perf_counter()
         status, level, fault, cause = 0, logging.INFO, "", None
-        request_headers = dict(scope["headers"])
-        request_id = request_headers.get(b"x-request-id", b"")
+        headers = dict(scope["headers"])
+        request_id = headers.get(b"x-request-id", b"")
         if not REQUEST_ID.fullmatch(request_id):
             # It names a line of the log and guards nothing, so it need not cost a system call.
             request_id = b"%016x" % random.getrandbits(64)
-        common = self.headers.get(request_headers.get(b"origin"), COMMON_HEADERS)
-        preflight = (
-            scope["method"] == "OPTIONS" and {b"origin", PREFLIGHT_HEADER} <= request_headers.keys()
-        )
-        app = self._preflight(request_headers) if preflight else self.app
+        common = self.headers.get(headers.get(b"origin"), COMMON_HEADERS)
+        preflight = scope["method"] == "OPTIONS" and {b"origin", PREFLIGHT_HEADER} <= headers.keys()
+        app = self._preflight(headers) if preflight else self.app
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
