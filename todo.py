@@ -694,7 +694,6 @@ class KeySet:
         self.url = url
         self.keys: Keys = {}
         self.fetched_at = self.refresh_at = self.next_fetch_at = -math.inf  # in the loop's time
-        self.failed = False  # whether the last fetch did
         self.fetching: asyncio.Task[None] | None = None
 
     async def find(self, kid: str, algorithm: str) -> jwt.PyJWK:
@@ -713,7 +712,7 @@ class KeySet:
             await self._refresh()
         if name in self.keys:
             return self.keys[name]
-        if self.failed or not self.keys:
+        if self.fetched_at < now or not self.keys:
             raise Problem("AUTH_KEYS_UNAVAILABLE", "no keys from Better Auth's JWKS")
         raise Problem("INVALID_TOKEN", "no such key in Better Auth's JWKS")
 
@@ -728,13 +727,13 @@ class KeySet:
             burst = loop.time() - (JWKS_BURST - 1) * JWKS_PAUSE
             self.next_fetch_at = max(self.next_fetch_at + JWKS_PAUSE, burst)
             await asyncio.sleep(self.next_fetch_at - loop.time())
+            began = loop.time()
             # It covers a slow resolver and TLS handshake too, unlike the deadline in the thread.
             async with asyncio.timeout(JWKS_TIMEOUT):
                 self.keys = await _in_daemon_thread(partial(_fetch_jwks, self.url))
-            self.failed, self.fetched_at = False, loop.time()
-            self.refresh_at = self.fetched_at + KEYS_FRESH
+            self.fetched_at, self.refresh_at = began, began + KEYS_FRESH
         except JWKS_FAULTS as exc:
-            self.failed, self.refresh_at = True, loop.time() + KEYS_RETRY
+            self.refresh_at = loop.time() + KEYS_RETRY
             log.warning("no keys from %s: %s %s", self.url, type(exc).__name__, exc)
         finally:
             self.fetching = None
