@@ -596,20 +596,20 @@ class Problem(Exception):
         reason: str = "",
         *,
         detail: str | None = None,
-        fields: Mapping[str, list[str]] | None = None,
+        fields: Mapping[str, str] = {},
         headers: Mapping[str, str] = {},
     ) -> None:
         super().__init__(f"{code}: {reason}" if reason else code)
         self.code = code
         self.reason = reason
-        self.status, sentence = ERRORS[code]
-        self.body: dict[str, Any] = {"detail": detail or sentence, "error_code": code}
+        status, sentence = ERRORS[code]
+        body: dict[str, Any] = {"detail": detail or sentence, "error_code": code}
         if fields:
-            self.body["field_errors"] = fields
-        self.headers = {**_HEADERS.get(code, {}), **headers}
-
-    def response(self) -> Response:
-        return JSONResponse(self.body, self.status, self.headers)
+            body["field_errors"] = {name: [fault] for name, fault in fields.items()}
+        self.level = logging.INFO
+        if reason:
+            self.level = logging.ERROR if status >= 500 else logging.WARNING  # noqa: PLR2004
+        self.response = JSONResponse(body, status, {**_HEADERS.get(code, {}), **headers})
 
 
 # Authentication: bearer tokens, by section 6 of the design, RFC 7515, 7517, 7519 and 8725.
@@ -694,7 +694,6 @@ class KeySet:
         self.url = url
         self.keys: Keys = {}
         self.fetched_at = self.refresh_at = self.next_fetch_at = -math.inf  # in the loop's time
-        self.failed = False  # whether the last fetch did
         self.fetching: asyncio.Task[None] | None = None
 
     async def find(self, kid: str, algorithm: str) -> jwt.PyJWK:
@@ -713,7 +712,7 @@ class KeySet:
             await self._refresh()
         if name in self.keys:
             return self.keys[name]
-        if self.failed or not self.keys:
+        if self.fetched_at < now or not self.keys:
             raise Problem("AUTH_KEYS_UNAVAILABLE", "no keys from Better Auth's JWKS")
         raise Problem("INVALID_TOKEN", "no such key in Better Auth's JWKS")
 
@@ -728,13 +727,13 @@ class KeySet:
             burst = loop.time() - (JWKS_BURST - 1) * JWKS_PAUSE
             self.next_fetch_at = max(self.next_fetch_at + JWKS_PAUSE, burst)
             await asyncio.sleep(self.next_fetch_at - loop.time())
+            began = loop.time()
             # It covers a slow resolver and TLS handshake too, unlike the deadline in the thread.
             async with asyncio.timeout(JWKS_TIMEOUT):
                 self.keys = await _in_daemon_thread(partial(_fetch_jwks, self.url))
-            self.failed, self.fetched_at = False, loop.time()
-            self.refresh_at = self.fetched_at + KEYS_FRESH
+            self.fetched_at, self.refresh_at = began, began + KEYS_FRESH
         except JWKS_FAULTS as exc:
-            self.failed, self.refresh_at = True, loop.time() + KEYS_RETRY
+            self.refresh_at = loop.time() + KEYS_RETRY
             log.warning("no keys from %s: %s %s", self.url, type(exc).__name__, exc)
         finally:
             self.fetching = None
@@ -1434,7 +1433,6 @@ class Resource(BaseRoute):
         pattern = re.escape(path).replace(r"\{user_id\}", "(?P<user_id>[^/]*)")
         self.pattern = re.compile(pattern.replace(r"\{id\}", "(?P<id>[^/]+)"))
         self.handlers = handlers | ({"HEAD": handlers["GET"]} if "GET" in handlers else {})
-        self.allow = {"Allow": ", ".join(sorted(self.handlers))}
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match = self.pattern.fullmatch(scope["path"])
@@ -1443,7 +1441,7 @@ class Resource(BaseRoute):
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         handler = self.handlers.get(scope["method"])
         if handler is None:
-            raise Problem("METHOD_NOT_ALLOWED", headers=self.allow)
+            raise Problem("METHOD_NOT_ALLOWED", headers={"Allow": ", ".join(sorted(self.handlers))})
         if not isinstance(handler, Response):
             handler = await handler(Request(scope, receive))
         await handler(scope, receive, send)
@@ -1455,9 +1453,9 @@ def path_values(request: Request) -> dict[str, Any]:
     owner, task = path["user_id"], path.get("id")
     fields = {}
     if not USER_ID.fullmatch(owner):
-        fields["user_id"] = [BAD_USER_ID]
+        fields["user_id"] = BAD_USER_ID
     if task is not None and not (TASK_ID.fullmatch(task) and int(task) <= TASK_ID_MAX):
-        fields["id"] = [BAD_TASK_ID]
+        fields["id"] = BAD_TASK_ID
     if fields:
         raise Problem("VALIDATION_ERROR", fields=fields)
     if owner != request.scope["user"]:
@@ -1465,29 +1463,24 @@ def path_values(request: Request) -> dict[str, Any]:
     return {"owner": owner, "owner_json": json_text(owner), "task": task}
 
 
-SomeTask = TypeVar("SomeTask", bound=NewTask)
-
-
-def parse_body(model: type[SomeTask], body: bytes) -> SomeTask:
-    """Validated body. Raises Problem with every fault at once (FR-017)."""
+def parse_body(model: type[NewTask], body: bytes) -> dict[str, Any]:
+    """Values of a body for a statement. Raises Problem with every fault at once (FR-017)."""
     try:
         # Not model_validate_json, which takes NaN.
-        return model.model_validate(from_json(body, allow_inf_nan=False))
+        return model.model_validate(from_json(body, allow_inf_nan=False)).values()
     except ValidationError as exc:
-        faults = exc.errors(include_url=False, include_context=False)
+        fields = {}
+        for fault in exc.errors(include_url=False, include_context=False):
+            field = str(fault["loc"][0]) if fault["loc"] else "body"
+            absent = field == "title" and fault["input"] is None  # null too
+            fields[field] = MESSAGES[field]["missing" if absent else fault["type"]]
     except ValueError:
-        raise Problem("VALIDATION_ERROR", fields={"body": [BAD_JSON]}) from None
-    fields: dict[str, list[str]] = {}
-    for fault in faults:
-        field = str(fault["loc"][0]) if fault["loc"] else "body"
-        absent = field == "title" and fault["input"] is None  # null too
-        message = MESSAGES[field]["missing" if absent else fault["type"]]
-        fields.setdefault(field, []).append(message)
+        fields = {"body": BAD_JSON}
     raise Problem("VALIDATION_ERROR", fields=fields)
 
 
-async def body_of(request: Request, model: type[SomeTask]) -> SomeTask:
-    """Checked body. Raises Problem, 415 before 413 before 422."""
+async def body_values(request: Request, model: type[NewTask]) -> dict[str, Any]:
+    """Values of the request's body. Raises Problem, 415 before 413 before 422."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise Problem("UNSUPPORTED_MEDIA_TYPE")
@@ -1519,14 +1512,14 @@ async def list_tasks(request: Request) -> Response:
             rows = await run(LIST_BY_COMPLETED, completed=completed == "true", **path)
         case _:
             message = MESSAGES["completed"]["bool_type"]
-            raise Problem("VALIDATION_ERROR", fields={"completed": [message]})
+            raise Problem("VALIDATION_ERROR", fields={"completed": message})
     return json_response(b"[" + b",".join(rows) + b"]")
 
 
 async def create_task(request: Request) -> Response:
     path = path_values(request)
-    new = await body_of(request, NewTask)
-    [body] = await request.app.state.database.run(CREATE, **new.values(), **path)
+    new = await body_values(request, NewTask)
+    [body] = await request.app.state.database.run(CREATE, **path, **new)
     location = f"/api/{quote(path['owner'], safe='')}/tasks/{from_json(body)['id']}"
     return json_response(body, 201, {"Location": location})
 
@@ -1537,8 +1530,8 @@ async def get_task(request: Request) -> Response:
 
 async def update_task(request: Request) -> Response:
     path = path_values(request)
-    new = await body_of(request, TaskUpdate)
-    return task_response(await request.app.state.database.run(UPDATE, **new.values(), **path))
+    new = await body_values(request, TaskUpdate)
+    return task_response(await request.app.state.database.run(UPDATE, **path, **new))
 
 
 async def delete_task(request: Request) -> Response:
@@ -1562,8 +1555,6 @@ async def readyz(request: Request) -> Response:
 
 # Swagger UI, of one version and with subresource integrity, under the strictest policy it bears.
 _ASSETS = "https://cdn.jsdelivr.net/npm/swagger-ui-dist@5.35.0/swagger-ui"
-_STYLE_SHA384 = "WlYgdmXYOOBWL5apwjDEZwN+U3HmXSSu5R6V5aGxEcf7z+KuRNwBhoxKVN1i3D5I"
-_SCRIPT_SHA384 = "gjRm0bEPMeTmMh5jT2cHccIwCUZSTd8YC+j0d0sXw0MdGEfScduGpSyF3ZSSLkX9"
 # The first server of the contract is a whole URL, for generators; this page asks its own.
 _START = (
     'const ui = SwaggerUIBundle({url: "/openapi.yaml", dom_id: "#swagger-ui", deepLinking: true, '
@@ -1572,15 +1563,14 @@ _START = (
 _START_SHA256 = base64.b64encode(hashlib.sha256(_START.encode()).digest()).decode()
 DOCS_PAGE = f"""<!doctype html>
 <html lang="en">
-<meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
 <title>Todo API</title>
 <link rel="icon" href="data:,">
-<link rel="stylesheet" href="{_ASSETS}.css"
-      integrity="sha384-{_STYLE_SHA384}" crossorigin="anonymous">
+<link rel="stylesheet" href="{_ASSETS}.css" crossorigin="anonymous"
+      integrity="sha384-WlYgdmXYOOBWL5apwjDEZwN+U3HmXSSu5R6V5aGxEcf7z+KuRNwBhoxKVN1i3D5I">
 <div id="swagger-ui"></div>
-<script src="{_ASSETS}-bundle.js"
-        integrity="sha384-{_SCRIPT_SHA384}" crossorigin="anonymous"></script>
+<script src="{_ASSETS}-bundle.js" crossorigin="anonymous"
+        integrity="sha384-gjRm0bEPMeTmMh5jT2cHccIwCUZSTd8YC+j0d0sXw0MdGEfScduGpSyF3ZSSLkX9"></script>
 <script>{_START}</script>
 </html>
 """
@@ -1599,11 +1589,8 @@ def contract_resources() -> list[Resource]:
     index = '{"name": "Todo API", "docs": "/docs", "openapi": "/openapi.yaml"}'
     page = Response(DOCS_PAGE, 200, {"Content-Security-Policy": DOCS_POLICY}, "text/html")
     contract = Response(place.read_bytes(), media_type="application/yaml")
-    return [
-        Resource("/", GET=json_response(index)),
-        Resource("/docs", GET=page),
-        Resource("/openapi.yaml", GET=contract),
-    ]
+    answers = {"/": json_response(index), "/docs": page, "/openapi.yaml": contract}
+    return [Resource(path, GET=answer) for path, answer in answers.items()]
 
 
 RESOURCES = (
@@ -1635,25 +1622,20 @@ COMMON_HEADERS = (
 
 
 @lru_cache(maxsize=1024)
-def _quoted(user: str) -> str:
-    return quote(user, safe="@|:", errors="replace")
-
-
-@lru_cache(maxsize=1024)
-def _address(host: str) -> str:
-    """IP address without its zone, else "-": a proxy may pass on what a client made up."""
-    try:
-        return str(ipaddress.ip_address(host.partition("%")[0]))
-    except ValueError:
-        return "-"
+def _caller(user: str, host: str) -> tuple[str, str]:
+    """User, quoted, and IP address, else "-": a proxy may pass on what a client made up."""
+    address = "-"
+    with suppress(ValueError):
+        address = str(ipaddress.ip_address(host.partition("%")[0]))  # without its zone
+    return quote(user, safe="@|:", errors="replace"), address
 
 
 def _log_line(scope: Scope, status: int, seconds: float, request_id: bytes) -> str:
-    client = scope.get("client") or ("-",)
+    host, *_ = scope.get("client") or ("-",)
+    user, address = _caller(scope.get("user", "-")[:USER_ID_MAX], host[:ADDRESS_MAX])
     return (
         f"{scope['method']} {scope['raw_path'][:LOG_PATH_MAX].decode('latin-1')} {status} "
-        f"{seconds * 1e3:.1f}ms user={_quoted(scope.get('user', '-')[:USER_ID_MAX])} "
-        f"request={request_id.decode()} client={_address(client[0][:ADDRESS_MAX])}"
+        f"{seconds * 1e3:.1f}ms user={user} request={request_id.decode()} client={address}"
     )
 
 
@@ -1668,13 +1650,12 @@ class ExchangeMiddleware:
     ) -> None:
         self.app = app
         self.log_line = log_line
-        exposed = ", ".join(EXPOSED_HEADERS).encode()
         self.headers: dict[bytes | None, tuple[tuple[bytes, bytes], ...]] = {
             origin.encode(): (
                 *COMMON_HEADERS,
                 (b"access-control-allow-origin", origin.encode()),
                 (b"access-control-allow-credentials", b"true"),
-                (b"access-control-expose-headers", exposed),
+                (b"access-control-expose-headers", ", ".join(EXPOSED_HEADERS).encode()),
             )
             for origin in origins
         }
@@ -1685,33 +1666,33 @@ class ExchangeMiddleware:
             return
         started = time.perf_counter()
         status, level, fault, cause = 0, logging.INFO, "", None
-        request_headers = dict(scope["headers"])
-        request_id = request_headers.get(b"x-request-id", b"")
+        headers = dict(scope["headers"])
+        request_id = headers.get(b"x-request-id", b"")
         if not REQUEST_ID.fullmatch(request_id):
             # It names a line of the log and guards nothing, so it need not cost a system call.
             request_id = b"%016x" % random.getrandbits(64)
-        common = self.headers.get(request_headers.get(b"origin"), COMMON_HEADERS)
-        headers = (*common, (b"x-request-id", request_id))
-        preflight = (
-            scope["method"] == "OPTIONS" and {b"origin", PREFLIGHT_HEADER} <= request_headers.keys()
-        )
-        app = self._preflight(request_headers) if preflight else self.app
+        common = self.headers.get(headers.get(b"origin"), COMMON_HEADERS)
+        preflight = scope["method"] == "OPTIONS" and {b"origin", PREFLIGHT_HEADER} <= headers.keys()
+        app = self._preflight(headers) if preflight else self.app
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *headers]
+                message["headers"] = [*message["headers"], *common, (b"x-request-id", request_id)]
             await send(message)
 
         try:
             await app(scope, receive, send_with_headers)
         except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 the last resort (FR-027)
-            problem, level, fault = self._problem_of(exc)
-            if problem is not None:
-                cause = problem.__cause__
+            if CLIENT_DISCONNECTED in exc.args:
+                fault = f" {CLIENT_DISCONNECTED}"
+            else:
+                problem = self._problem_of(exc)
+                level, cause = problem.level, problem.__cause__
+                fault = f" error={problem}" if problem.reason else ""
                 if not status:
-                    await problem.response()(scope, receive, send_with_headers)
+                    await problem.response(scope, receive, send_with_headers)
         if log.isEnabledFor(level):
             line = _log_line(scope, status, time.perf_counter() - started, request_id) + fault
             if level == logging.INFO and line.isprintable():
@@ -1721,24 +1702,17 @@ class ExchangeMiddleware:
                 log.log(level, "%s", line, exc_info=cause)
 
     @staticmethod
-    def _problem_of(exc: BaseException) -> tuple[Problem | None, int, str]:
-        """What to answer to an exception, and how to log it (FR-028)."""
+    def _problem_of(exc: BaseException) -> Problem:
         match exc:
             case Problem():
-                problem = exc
+                return exc
             case HTTPException():  # of Starlette's router
-                problem = Problem("NOT_FOUND")
-            case asyncio.CancelledError(args=args) if CLIENT_DISCONNECTED in args:
-                return None, logging.INFO, f" {CLIENT_DISCONNECTED}"
+                return Problem("NOT_FOUND")
             case asyncio.CancelledError():
-                problem = Problem("INTERNAL_ERROR", "cut short by the shutdown")
-            case _:
-                problem = Problem("INTERNAL_ERROR", type(exc).__name__)
-                problem.__cause__ = exc
-        if not problem.reason:
-            return problem, logging.INFO, ""
-        level = logging.ERROR if problem.status >= 500 else logging.WARNING  # noqa: PLR2004
-        return problem, level, f" error={problem.code}: {problem.reason}"
+                return Problem("INTERNAL_ERROR", "cut short by the shutdown")
+        problem = Problem("INTERNAL_ERROR", type(exc).__name__)
+        problem.__cause__ = exc  # which is logged as a whole (FR-028)
+        return problem
 
     def _preflight(self, request_headers: Mapping[bytes, bytes]) -> Response:
         """Answer by the Fetch standard; needs no token (FR-033)."""
@@ -1750,8 +1724,7 @@ class ExchangeMiddleware:
             "headers": known.issuperset(name.strip() for name in names.lower().split(",")),
         }
         if refused := [what for what, fine in allowed.items() if not fine]:
-            detail = f"Disallowed CORS {', '.join(refused)}"
-            return Problem("CORS_REFUSED", detail=detail).response()
+            return Problem("CORS_REFUSED", detail=f"Disallowed CORS {', '.join(refused)}").response
         headers = {
             "Access-Control-Allow-Methods": ", ".join(METHODS),
             "Access-Control-Allow-Headers": ", ".join(REQUEST_HEADERS),
@@ -1843,10 +1816,9 @@ class CorkedTransport:
     transport that is closed already: that is dropped.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, transport: asyncio.Transport) -> None:
         self.transport = transport
-        self.loop = loop
-        self.corked: list[bytes] = []
+        self.corked = b""
         self.sent = 0  # bytes
 
     def __getattr__(self, name: str) -> Any:
@@ -1854,15 +1826,14 @@ class CorkedTransport:
 
     def write(self, data: bytes) -> None:
         if not self.corked:
-            self.loop.call_soon(self.uncork)
-        self.corked.append(data)
+            asyncio.get_running_loop().call_soon(self.uncork)
+        self.corked += data
 
     def uncork(self) -> None:
         if not self.transport.is_closing():
-            data = b"".join(self.corked)
-            self.sent += len(data)
-            self.transport.write(data)
-        self.corked.clear()
+            self.sent += len(self.corked)
+            self.transport.write(self.corked)
+        self.corked = b""
 
     def close(self) -> None:
         self.uncork()
@@ -1892,11 +1863,9 @@ class Protocol(HttpToolsProtocol):
     buffered_in_all: ClassVar[int] = 0  # bytes of all connections, each as of its last tick
 
     unparsed = b""  # bytes behind requests that are queued
-    received = 0  # bytes of the incomplete request; 0 if there is none
-    received_max = HEAD_MAX  # of that: HEAD_MAX in a head, REQUEST_MAX behind it
+    allowed = HEAD_MAX  # bytes the incomplete request may still take; 0: the rest is discarded
     answering: RequestResponseCycle | None = None  # or answered last
     task: asyncio.Task[None]  # of that cycle
-    discarding = False  # what still comes, for nothing
     draining = False  # the server shuts down
     buffered = 0  # bytes of answers, as of the last tick
     progress = (0, 0.0)  # bytes the client has read, and its present timeout
@@ -1904,17 +1873,15 @@ class Protocol(HttpToolsProtocol):
     ticker: asyncio.TimerHandle
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.corked = CorkedTransport(cast("asyncio.Transport", transport), self.loop)
+        self.corked = CorkedTransport(cast("asyncio.Transport", transport))
         super().connection_made(cast("asyncio.Transport", self.corked))
         self.flow = PipelineFlow(self.transport, self.pipeline)
         # uvicorn lets a trailer "Connection: close" swallow all that follows.
         self.parser.set_dangerous_leniencies(lenient_data_after_close=False)
-        self.progress_at = self.loop.time()
-        self.ticker = self.loop.call_later(PROGRESS_INTERVAL, self._drop_if_stalled)
+        self._drop_if_stalled()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self.pipeline.clear()
         self.ticker.cancel()
         Protocol.buffered_in_all -= self.buffered
         if self.answering is not None:
@@ -1931,7 +1898,7 @@ class Protocol(HttpToolsProtocol):
         if cycle is not None and not buffered:
             if not (cycle.response_complete or cycle.more_body):
                 timeout = math.inf  # it waits for us
-            elif not self.received:
+            elif self.allowed == HEAD_MAX:
                 timeout = KEEP_ALIVE_TIMEOUT  # for its next request
         progress = (self.corked.sent - buffered, timeout)
         now = self.loop.time()
@@ -1944,13 +1911,13 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what has come, until a request has to wait for the answers of those before it."""
-        if self.discarding:
+        if not self.allowed:
             return
         self.unparsed += data
         while self.unparsed and not self.pipeline:
-            piece = self.unparsed[: min(FEED_MAX, self.received_max - self.received)]
+            piece = self.unparsed[: min(FEED_MAX, self.allowed)]
             self.unparsed = self.unparsed[len(piece) :]
-            self.received += len(piece)
+            self.allowed -= len(piece)
             try:
                 self.parser.feed_data(piece)
             except httptools.HttpParserUpgrade as upgrade:
@@ -1961,14 +1928,14 @@ class Protocol(HttpToolsProtocol):
                     problem = Problem("BAD_REQUEST", str(exc))
                 self._refuse(problem)
                 return
-            if self.received < self.received_max:
+            if self.allowed:
                 continue
-            if self.received_max == HEAD_MAX:
-                self._refuse(Problem("HEADERS_TOO_LARGE", "its end has not come"))
-            else:
+            if self.cycle is not None and self.cycle.more_body:
                 # A client that meets a reset while it sends does not read its answer.
-                self.discarding, self.unparsed = True, b""
+                self.unparsed = b""
                 self.loop.call_later(DISCARD_TIME, self.transport.abort)
+            else:
+                self._refuse(Problem("HEADERS_TOO_LARGE", "its end has not come"))
 
     def _ignore_upgrade(self, behind: bytes) -> None:
         """Have a new parser parse the head again without it, and then what is behind.
@@ -1979,13 +1946,12 @@ class Protocol(HttpToolsProtocol):
         head = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
         head += [name + b":" + value for name, value in self.headers if name != b"upgrade"]
         self.unparsed = b"\r\n".join([*head, b"", behind]) + self.unparsed
-        self.received = 0
+        self.allowed = HEAD_MAX
         self.parser = httptools.HttpRequestParser(self)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.received_max = HEAD_MAX
-        self.received = self.received or 1  # its first bytes may have counted for the one before
+        self.allowed = min(self.allowed, HEAD_MAX - 1)  # its first bytes may have counted before
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -1997,7 +1963,7 @@ class Protocol(HttpToolsProtocol):
             raise Problem("BAD_REQUEST", f"{hosts} Host headers")  # RFC 9112 section 3.2
         self.expect_100_continue &= self.parser.get_http_version() != "1.0"
         super().on_headers_complete()
-        self.received_max = REQUEST_MAX
+        self.allowed += REQUEST_MAX - HEAD_MAX
         self.headers = cast("list[Any]", deque(maxlen=0))  # trailers are no headers of the request
         # Without 100 Continue the client may leave the body out: what follows is then no body.
         self.cycle.keep_alive &= not (self.draining or self.expect_100_continue)
@@ -2005,7 +1971,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return
-        self.received = 0
+        self.allowed = HEAD_MAX
         self.cycle.more_body = False
         if self.expect_100_continue and not self.cycle.response_started:
             version = self.parser.get_http_version()  # 1.0 expects nothing; a trailer may say so
@@ -2024,13 +1990,12 @@ class Protocol(HttpToolsProtocol):
             return
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
-        if not self.pipeline:
-            self.data_received(b"")  # nothing new, but some may be unparsed
-            self.flow.resume_reading()
+        self.data_received(b"")  # nothing new, but some may be unparsed
+        self.flow.resume_reading()
 
     def _refuse(self, problem: Problem) -> None:
         """Have the app answer what is no request, in its turn, and close; read nothing more."""
-        self.discarding, self.unparsed = True, b""
+        self.unparsed = b""
         cycle = self.cycle
         if cycle is not None and cycle.more_body:  # it is the body of this that is broken
             if self.pipeline:
@@ -2044,8 +2009,8 @@ class Protocol(HttpToolsProtocol):
         # A made-up request gets the next turn; its task has not run yet, so its scope may change.
         self.parser = httptools.HttpRequestParser(self)
         self.parser.feed_data(b"GET / HTTP/1.0\r\n\r\n")
-        scope = cast("dict[str, Any]", self.scope)
-        scope.update(method="-", raw_path=b"-", problem=problem)
+        cast("dict[str, Any]", self.scope).update(method="-", raw_path=b"-", problem=problem)
+        self.allowed = 0
         # If what still comes stayed unread, the end would reset the answers before it.
         FlowControl.resume_reading(self.flow)
 
