@@ -1063,11 +1063,11 @@ class Connection(psycopg.AsyncConnection[Any]):
             query.error = errors.AdminShutdown(reason) if undone else ConnectionLost(reason)
         self._end_batch()
 
-    def abandon(self, now: float) -> None:
+    def abandon(self) -> None:
         """Leave a batch that takes too long; reads that have time left go into another."""
         self.stop_reading()
         for query in self.queries:
-            query.error = TimedOut("no answer in time") if query.deadline <= now else BatchAborted()
+            query.error = BatchAborted()
         self._end_batch()
 
     def _end_batch(self) -> None:
@@ -1135,7 +1135,7 @@ class QueryQueue:
 
     def __init__(self, owner_limit: int) -> None:
         self.owner_limit = owner_limit
-        self.by_owner: dict[Any, list[Query]] = {}  # all that are not finished
+        self.by_owner: dict[Any, list[Query]] = {}  # those that wait, and those under way
         self.singles = Lane(1)  # changes, and lists that may be long
         self.reads = Lane(BATCH_MAX)
         self.creates = Lane(BATCH_MAX)
@@ -1143,10 +1143,8 @@ class QueryQueue:
         self.ready = 0  # queries in the lanes
         self.short_list_owners: set[Any] = set()  # by their last list
 
-    def __iter__(self) -> Iterator[Query]:
-        """All that wait: ready, or behind others of their owner."""
-        behind = (queries[self.owner_limit :] for queries in self.by_owner.values())
-        return itertools.chain(*(lane.queries for lane in self.lanes), *behind)
+    def unfinished(self) -> Iterator[Query]:
+        return itertools.chain.from_iterable(self.by_owner.values())
 
     def put(self, query: Query) -> None:
         queries = self.by_owner.setdefault(query.owner, [])
@@ -1239,7 +1237,7 @@ class Database:
         """Close the pool. What waits or is under way fails."""
         self.closing = True
         for connection in list(self.connections):
-            connection.abandon(math.inf)
+            connection.abandon()
         self._fail_waiting(psycopg.OperationalError("the service stops"))
         await self.pool.close(timeout=CLOSE_TIME)
         await asyncio.gather(*self.holders)
@@ -1251,7 +1249,7 @@ class Database:
         """
         self.unreachable = exc
         waiting, self.queue = self.queue, QueryQueue(self.queue.owner_limit)
-        for query in waiting:
+        for query in waiting.unfinished():
             query.resolve(ConnectionLost(str(exc)))
 
     async def run(
@@ -1370,16 +1368,14 @@ class Database:
     def _enforce_deadlines(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for query in self.queue:
+        for query in self.queue.unfinished():
             if query.deadline <= now:
-                query.resolve(TimedOut("no answer in time"))  # and it is left out at its turn
+                query.resolve(TimedOut("no answer in time"))  # and at its turn it is left out
         for connection in list(self.connections):
-            late = [query for query in connection.queries if query.deadline <= now]
+            late = [query.deadline <= now for query in connection.queries]
             # Creates cannot be sent again, so they wait for their neighbours' deadlines.
-            if late and (late[0].statement.read_only or late == connection.queries):
-                connection.abandon(now)
-            for query in late:
-                query.resolve(TimedOut("no answer in time"))
+            if any(late) and (all(late) or connection.queries[0].statement.read_only):
+                connection.abandon()
             if not connection.queries and now - connection.used > IDLE_TIME:
                 self._release(connection)
         self.ticker = (
@@ -1403,7 +1399,7 @@ class Database:
         if self._has_connection():
             log.warning("no further connection to the database: %s", reason)
             pauses = GROWTH_PAUSES
-        elif any(self.queue):  # else the next attempt may succeed before anybody waits
+        elif self.queue.by_owner:  # else the next attempt may succeed before anybody waits
             log.warning("the database cannot be reached: %s", reason)
             self._fail_waiting(exc)
         for _ in range(pauses):
