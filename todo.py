@@ -86,6 +86,7 @@ import tempfile
 import threading
 import time
 import timeit
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future
@@ -1223,23 +1224,21 @@ class Database:
         )
         self.queue = QueryQueue(owner_limit=max(1, settings.db_pool_size // 2))
         self.holders: set[asyncio.Task[None]] = set()  # of `_hold`, one for each connection
-        self.connections: set[Connection] = set()  # out of the pool
+        self.connections: weakref.WeakSet[Connection] = weakref.WeakSet()  # in and out of the pool
         self.idle: list[Connection] = []
         self.ticker: asyncio.TimerHandle | None = None
         self.prepare = True
         self.unreachable: psycopg.Error | None = None  # what queries get at once while it is away
-        self.closing = False
 
     async def open(self) -> None:
         await self.pool.open()
 
     async def close(self) -> None:
-        """Close the pool. What waits or is under way fails."""
-        self.closing = True
+        """Close the pool. What waits or is under way after that fails."""
+        await self.pool.close(timeout=CLOSE_TIME)
         for connection in list(self.connections):
             connection.abandon()
         self._fail_waiting(psycopg.OperationalError("the service stops"))
-        await self.pool.close(timeout=CLOSE_TIME)
         await asyncio.gather(*self.holders)
 
     def _fail_waiting(self, exc: psycopg.Error) -> None:
@@ -1328,7 +1327,7 @@ class Database:
         connection.released.set()
 
     def _grow(self) -> None:
-        if len(self.holders) < self.pool.max_size and not self.closing:
+        if len(self.holders) < self.pool.max_size and not self.pool.closed:
             task = asyncio.get_running_loop().create_task(self._hold())
             self.holders.add(task)
             task.add_done_callback(self._held)
@@ -1347,15 +1346,12 @@ class Database:
         except (PoolClosed, PoolTimeout):
             return
         try:
-            if connection.usable() and not self.closing:
-                self.unreachable = None  # again: an attempt may have failed after `_configure`
-                self.connections.add(connection)
+            if connection.usable():
                 connection.released.clear()
                 connection.used = asyncio.get_running_loop().time()
                 self.idle.append(connection)
                 self._dispatch()
                 await connection.released.wait()
-                self.connections.discard(connection)
                 if connection.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
                     with suppress(psycopg.Error):
                         await connection.cancel_safe(timeout=1.0)
@@ -1376,7 +1372,8 @@ class Database:
             # Creates cannot be sent again, so they wait for their neighbours' deadlines.
             if any(late) and (all(late) or connection.queries[0].statement.read_only):
                 connection.abandon()
-            if not connection.queries and now - connection.used > IDLE_TIME:
+        for connection in list(self.idle):
+            if now - connection.used > IDLE_TIME:
                 self._release(connection)
         self.ticker = (
             loop.call_later(DEADLINE_INTERVAL, self._enforce_deadlines) if self.holders else None
@@ -1384,15 +1381,15 @@ class Database:
 
     async def _configure(self, connection: Connection) -> None:
         connection.start_reading(self._batch_ended)
+        self.connections.add(connection)
         self.unreachable = None
 
     def _has_connection(self) -> bool:
-        in_use = any(connection.reading for connection in self.connections)
-        return in_use or self.pool.get_stats()["pool_available"] > 0
+        return any(connection.reading for connection in self.connections)
 
     async def _connect_failed(self, exc: psycopg.Error) -> None:
         """Fail what waits, unless there is a connection. Returns when it is time to try again."""
-        if self.closing:
+        if self.pool.closed:
             raise exc  # ends the loop of Connection.connect
         reason = " ".join(str(exc).split())
         pauses = 1
