@@ -915,7 +915,7 @@ class Query:
         if error := error or self.error:
             self.rows.set_exception(error)
         elif result is None:
-            self.rows.set_exception(psycopg.DatabaseError("no result"))
+            self.rows.set_exception(BatchAborted())
         else:
             self.rows.set_result([result.get_value(row, 0) for row in range(result.ntuples)])
 
@@ -1035,20 +1035,16 @@ class Connection(psycopg.AsyncConnection[Any]):
                 self._take(result)
 
     def _take(self, result: pq.abc.PGresult) -> None:
-        # A result behind all others is an error of the commit.
-        query, preparation = self.results.popleft() if self.results else (None, False)
-        if result.status in {pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.PIPELINE_ABORTED}:
-            aborted = result.status == pq.ExecStatus.PIPELINE_ABORTED
-            # The commit of several fails by one of them: each finds out alone. Nor may `_lose` take
-            # its error for one that came in place of rows.
-            shared = query is None and len(self.queries) > 1
-            error = BatchAborted() if aborted or shared else _error_of(result)
-            for failed in [query] if query else self.queries:
-                failed.error = failed.error or error
-                if preparation:
-                    self.prepared.discard(failed.statement.name)
-        elif query and not preparation:
+        commit = not self.results  # it speaks only of its error
+        query, preparation = (self.queries[0], False) if commit else self.results.popleft()
+        if result.status == pq.ExecStatus.TUPLES_OK:
             query.result = result
+        elif result.status == pq.ExecStatus.FATAL_ERROR and not query.error:
+            # By which of several the commit failed, each finds out alone.
+            shared = commit and len(self.queries) > 1
+            query.error = BatchAborted() if shared else _error_of(result)
+        if preparation and result.status != pq.ExecStatus.COMMAND_OK:
+            self.prepared.discard(query.statement.name)
 
     def _lose(self, exc: psycopg.Error) -> None:
         self.stop_reading()
@@ -1073,14 +1069,13 @@ class Connection(psycopg.AsyncConnection[Any]):
 
     def _end_batch(self) -> None:
         queries, self.queries = self.queries, ()
-        self.results.clear()
         self.used = asyncio.get_running_loop().time()
         failed = [query.error for query in queries if query.error]
         if any(isinstance(error, PlanOutdated) for error in failed):
             self.stop_reading()  # its prepared statements are for the table as it was
         for query in queries if failed else ():
             if not query.statement.read_only:  # its rows came, but the transaction is undone
-                query.error = query.error or BatchAborted()
+                query.result = None
                 query.alone = True
         self.batch_ended(self, queries)
 
