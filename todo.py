@@ -886,9 +886,14 @@ def _error_of(result: pq.abc.PGresult) -> psycopg.Error:
 class Query:
     """A statement with its arguments, on its way to its rows."""
 
-    def __init__(
-        self, statement: Statement, values: Mapping[str, Any], deadline: float, *, prepare: bool
-    ) -> None:
+    rows: asyncio.Future[list[bytes | None]]  # of this attempt
+    lane: Lane  # in which it waits for a connection
+    result: pq.abc.PGresult | None = None
+    error: psycopg.Error | None = None
+    repeated = False  # so it goes unprepared, and if it writes, alone
+    lost = False  # whether it has lost a connection
+
+    def __init__(self, statement: Statement, values: Mapping[str, Any], deadline: float) -> None:
         self.statement = statement
         self.arguments = [
             None if (value := values[name]) is None else str(value).encode()
@@ -896,23 +901,14 @@ class Query:
         ]
         self.owner = values.get("owner")
         self.deadline = deadline  # in the loop's time
-        self.prepare = prepare
-        self.lane: Lane  # in which it waits for a connection
-        self.lost = False  # whether it has lost a connection
-        self.alone = False  # a create whose batch was undone, whoever's fault that was
-        self.start()
-
-    def start(self) -> None:
-        self.result: pq.abc.PGresult | None = None
-        self.error: psycopg.Error | None = None
-        self.rows: asyncio.Future[list[bytes | None]] = asyncio.get_running_loop().create_future()
 
     def resolve(self, error: psycopg.Error | None = None) -> None:
         """Set the first column of the rows, or the error, unless client or deadline were first."""
         result, self.result = self.result, None  # which the traceback of an error would keep
+        error, self.error = error or self.error, None
         if self.rows.done():
             return
-        if error := error or self.error:
+        if error:
             self.rows.set_exception(error)
         elif result is None:
             self.rows.set_exception(BatchAborted())
@@ -977,13 +973,13 @@ class Connection(psycopg.AsyncConnection[Any]):
         in_use = asyncio.get_running_loop().time() - self.used < USABLE_TIME
         return self.reading and (in_use or not self.poll.poll(0))
 
-    def send(self, queries: Sequence[Query]) -> None:
+    def send(self, queries: Sequence[Query], *, prepare: bool) -> None:
         """Send a batch, as one transaction: one change, or reads, or creates."""
         self.queries = queries
         try:
             for query in queries:
                 statement = query.statement
-                if not query.prepare:
+                if query.repeated or not prepare:
                     self.pgconn.send_query_params(statement.text, query.arguments)
                 else:
                     if statement.name not in self.prepared:
@@ -1073,10 +1069,9 @@ class Connection(psycopg.AsyncConnection[Any]):
         failed = [query.error for query in queries if query.error]
         if any(isinstance(error, PlanOutdated) for error in failed):
             self.stop_reading()  # its prepared statements are for the table as it was
-        for query in queries if failed else ():
-            if not query.statement.read_only:  # its rows came, but the transaction is undone
-                query.result = None
-                query.alone = True
+        for query in queries:
+            if failed and not query.statement.read_only:
+                query.result = None  # it came, but the transaction is undone
         self.batch_ended(self, queries)
 
 
@@ -1143,6 +1138,7 @@ class QueryQueue:
         return itertools.chain.from_iterable(self.by_owner.values())
 
     def put(self, query: Query) -> None:
+        query.rows = asyncio.get_running_loop().create_future()
         queries = self.by_owner.setdefault(query.owner, [])
         queries.append(query)
         if len(queries) <= self.owner_limit:
@@ -1151,10 +1147,10 @@ class QueryQueue:
     def _ready(self, query: Query) -> None:
         statement = query.statement
         long = statement.many_rows and query.owner not in self.short_list_owners
-        if statement.locks_rows or long or query.alone:
-            query.lane = self.singles
-        else:
-            query.lane = self.reads if statement.read_only else self.creates
+        if statement.read_only:
+            query.lane = self.singles if long else self.reads
+        else:  # the batch of a repeated create was undone, whoever's fault that was
+            query.lane = self.singles if statement.locks_rows or query.repeated else self.creates
         query.lane.queries.append(query)
         self.ready += 1
 
@@ -1254,7 +1250,7 @@ class Database:
         A read whose connection is lost is sent once more; a write only if it is known to be undone.
         """
         deadline = asyncio.get_running_loop().time() + self.timeout
-        query = Query(statement, values, deadline, prepare=self.prepare)
+        query = Query(statement, values, deadline)
         while True:
             if self.unreachable:
                 raise Problem("DATABASE_UNAVAILABLE", str(self.unreachable))
@@ -1269,7 +1265,7 @@ class Database:
                     raise
                 if isinstance(error, (*LOST, *ROLLED_BACK)):
                     await asyncio.sleep(random.random() * REPEAT_PAUSE)  # noqa: S311
-            query.start()
+            query.repeated = True
 
     def _repeats(self, query: Query, error: psycopg.Error) -> bool:
         if asyncio.get_running_loop().time() >= query.deadline:
@@ -1277,13 +1273,12 @@ class Database:
         if isinstance(error, LOST) and not query.lost:
             query.lost = True
             return query.statement.read_only or isinstance(error, errors.AdminShutdown)
-        if isinstance(error, (*NOT_PREPARED, PlanOutdated)) and query.prepare:
-            query.prepare = False
-            if self.prepare and isinstance(error, NOT_PREPARED):
-                # A pooler has put another connection behind ours.
-                self.prepare = False
-                log.warning("a pooler without prepared statements is in between: doing without")
-            return True
+        if isinstance(error, NOT_PREPARED) and self.prepare:
+            # A pooler has put another connection behind ours.
+            self.prepare = False
+            log.warning("a pooler without prepared statements is in between: doing without")
+        if isinstance(error, (*NOT_PREPARED, PlanOutdated)):
+            return not query.repeated
         return isinstance(error, (*ROLLED_BACK, BatchAborted))
 
     def _dispatch(self) -> None:
@@ -1301,7 +1296,7 @@ class Database:
                 if query.rows.done():
                     self.queue.finish(query)
             if wanted := [query for query in batch if not query.rows.done()]:
-                self.idle.pop().send(wanted)
+                self.idle.pop().send(wanted, prepare=self.prepare)
                 if wanted[0].lane.batch_max > 1:
                     # Behind the pause, however clocks are rounded.
                     asyncio.get_running_loop().call_later(BATCH_PAUSE + 0.001, self._dispatch)
