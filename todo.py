@@ -91,7 +91,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, cast
@@ -1109,13 +1108,11 @@ _mallopt(-3, MMAP_THRESHOLD)  # M_MMAP_THRESHOLD
 _mallopt(-1, 2 * MMAP_THRESHOLD)  # M_TRIM_THRESHOLD; else a list of 1,000 takes a tenth more CPU
 
 
-@dataclass
-class Lane:
+class Lane(deque[Query]):
     """Ready queries of one kind, of which up to `batch_max` share a round trip."""
 
-    batch_max: int
-    queries: deque[Query] = field(default_factory=deque)
-    pause_until: float = 0.0  # in the loop's time
+    batch_max = BATCH_MAX
+    pause_until = 0.0  # in the loop's time
 
 
 class QueryQueue:
@@ -1127,11 +1124,10 @@ class QueryQueue:
     def __init__(self, owner_limit: int) -> None:
         self.owner_limit = owner_limit
         self.by_owner: dict[Any, list[Query]] = {}  # those that wait, and those under way
-        self.singles = Lane(1)  # changes, and lists that may be long
-        self.reads = Lane(BATCH_MAX)
-        self.creates = Lane(BATCH_MAX)
+        self.reads, self.creates = Lane(), Lane()
+        self.singles = Lane()  # changes, and lists that may be long
+        self.singles.batch_max = 1
         self.lanes = deque([self.singles, self.creates, self.reads])
-        self.ready = 0  # queries in the lanes
         self.short_list_owners: set[Any] = set()  # by their last list
 
     def unfinished(self) -> Iterator[Query]:
@@ -1151,8 +1147,7 @@ class QueryQueue:
             query.lane = self.singles if long else self.reads
         else:  # the batch of a repeated create was undone, whoever's fault that was
             query.lane = self.singles if statement.locks_rows or query.repeated else self.creates
-        query.lane.queries.append(query)
-        self.ready += 1
+        query.lane.append(query)
 
     def next_batch(self) -> list[Query]:
         """What goes next, of each lane in turn.
@@ -1163,11 +1158,10 @@ class QueryQueue:
         for _ in range(len(self.lanes)):
             self.lanes.rotate()
             lane = self.lanes[0]
-            count = min(len(lane.queries), lane.batch_max)
+            count = min(len(lane), lane.batch_max)
             if count == lane.batch_max or (count and now >= lane.pause_until):
                 lane.pause_until = now + BATCH_PAUSE
-                self.ready -= count
-                return [lane.queries.popleft() for _ in range(count)]
+                return [lane.popleft() for _ in range(count)]
         return []
 
     def finish(self, query: Query) -> None:
@@ -1283,7 +1277,7 @@ class Database:
 
     def _dispatch(self) -> None:
         """Send what is ready, on idle connections; leave out what client or deadline has ended."""
-        while self.queue.ready:
+        while any(self.queue.lanes):
             while self.idle and not self.idle[-1].usable():
                 self._release(self.idle[-1])
             if not self.idle:
