@@ -1211,12 +1211,12 @@ class Database:
         self.holders: set[asyncio.Task[None]] = set()  # of `_hold`, one for each connection
         self.connections: weakref.WeakSet[Connection] = weakref.WeakSet()  # in and out of the pool
         self.idle: list[Connection] = []
-        self.ticker: asyncio.TimerHandle | None = None
         self.prepare = True
         self.unreachable: psycopg.Error | None = None  # what queries get at once while it is away
 
     async def open(self) -> None:
         await self.pool.open()
+        self._enforce_deadlines()
 
     async def close(self) -> None:
         """Close the pool. What waits or is under way after that fails."""
@@ -1315,8 +1315,6 @@ class Database:
             task = asyncio.get_running_loop().create_task(self._hold())
             self.holders.add(task)
             task.add_done_callback(self._held)
-            if self.ticker is None:
-                self._enforce_deadlines()
 
     def _held(self, task: asyncio.Task[None]) -> None:
         self.holders.discard(task)
@@ -1359,9 +1357,8 @@ class Database:
         for connection in list(self.idle):
             if now - connection.used > IDLE_TIME:
                 self._release(connection)
-        self.ticker = (
-            loop.call_later(DEADLINE_INTERVAL, self._enforce_deadlines) if self.holders else None
-        )
+        if not self.pool.closed:
+            loop.call_later(DEADLINE_INTERVAL, self._enforce_deadlines)
 
     async def _configure(self, connection: Connection) -> None:
         connection.start_reading(self._batch_ended)
