@@ -866,13 +866,13 @@ PlanOutdated = errors.FeatureNotSupported  # "cached plan must not change result
 
 def connection_options(settings: Settings) -> dict[str, Any]:
     """How every connection is made; TCP keepalives are the URL's, if it sets them."""
-    given = conninfo_to_dict(settings.neon_db_url.get_secret_value())
     return {
+        **KEEPALIVES,
+        **conninfo_to_dict(settings.neon_db_url.get_secret_value()),
         "autocommit": True,
         "client_encoding": "utf8",
         "connect_timeout": max(2, round(settings.db_timeout)),  # 0 would be no time-out
         "fallback_application_name": "todo",
-        **{name: value for name, value in KEEPALIVES.items() if name not in given},
     }
 
 
@@ -1199,7 +1199,6 @@ class Database:
     def __init__(self, settings: Settings) -> None:
         self.timeout = settings.db_timeout
         self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
-            settings.neon_db_url.get_secret_value(),
             connection_class=Connection,
             kwargs=connection_options(settings) | {"failed": self._connect_failed},
             configure=self._configure,
