@@ -855,7 +855,6 @@ KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_coun
 RECONNECT_PAUSE = 0.25  # seconds between attempts to connect while there is no connection
 GROWTH_PAUSES = 20  # of these between attempts while there is another connection
 USABLE_TIME = 0.01  # seconds after an answer for which a connection is used without a poll
-RESET = select.POLLERR | select.POLLHUP
 
 # PostgreSQL's errors by SQLSTATE, as psycopg names them; some are raised here in its place.
 ConnectionLost = errors.ConnectionFailure
@@ -946,7 +945,6 @@ class Connection(psycopg.AsyncConnection[Any]):
         self.released = asyncio.Event()
         self.prepared: set[bytes] = set()
         self.results: deque[tuple[Query, bool]] = deque()  # to come; whether of a preparation
-        self.pgconn.nonblocking = 1
         self.pgconn.enter_pipeline_mode()
         self.descriptor = self.pgconn.socket
         self.poll = select.poll()
@@ -1008,26 +1006,19 @@ class Connection(psycopg.AsyncConnection[Any]):
             if not self.queries:
                 raise psycopg.OperationalError("closed by the server while idle")
             self._read_results()
-            if self.queries and any(events & RESET for _, events in self.poll.poll(0)):
+            if self.queries and any(event != select.POLLIN for _, event in self.poll.poll(0)):
                 self._readable()  # after a reset the loop does not call again
         except psycopg.Error as exc:
             self._lose(exc)
 
     def _read_results(self) -> None:
-        separated = True  # by None from the result before; another None means: no more yet
-        while not self.pgconn.is_busy():
-            result = self.pgconn.get_result()
-            if result is None:
-                if separated:
-                    return
-                separated = True
-            elif result.status == pq.ExecStatus.PIPELINE_SYNC:
+        while not self.pgconn.is_busy() and (result := self.pgconn.get_result()):
+            if result.status == pq.ExecStatus.PIPELINE_SYNC:
                 # Not before: the row of a write arrives before its commit.
                 self._end_batch()
                 return
-            else:
-                separated = False
-                self._take(result)
+            self._take(result)
+            self.pgconn.get_result()  # the None behind each, for which libpq never waits
 
     def _take(self, result: pq.abc.PGresult) -> None:
         commit = not self.results  # it speaks only of its error
@@ -1046,10 +1037,8 @@ class Connection(psycopg.AsyncConnection[Any]):
         self.pgconn.finish()
         # With AdminShutdown in place of rows, which go out before the commit, the server says that
         # it rolled back. Poolers have other codes for servers that they lost.
-        undone = any(
-            isinstance(query.error, errors.AdminShutdown) and not query.result
-            for query in self.queries
-        )
+        in_place_of_rows = [query.error for query in self.queries if not query.result]
+        undone = any(isinstance(error, errors.AdminShutdown) for error in in_place_of_rows)
         for query in self.queries:
             reason = str(query.error or exc)
             query.error = errors.AdminShutdown(reason) if undone else ConnectionLost(reason)
