@@ -962,6 +962,9 @@ class Connection(psycopg.AsyncConnection[Any]):
 
     async def close(self) -> None:
         self.stop_reading()
+        if self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:  # it was abandoned
+            with suppress(psycopg.Error):
+                await self.cancel_safe(timeout=1.0)
         await super().close()
 
     def usable(self) -> bool:
@@ -1073,7 +1076,6 @@ IDLE_TIME = 1.0  # seconds that a connection without queries stays out of the po
 DEADLINE_INTERVAL = 0.05  # seconds between two looks at deadlines and idle connections
 REPEAT_PAUSE = 0.02  # seconds at most before a query that was rolled back or lost is repeated
 CLOSE_TIME = 0.5  # seconds that a connect under way may hold up the end
-FOREVER = 24 * 3600.0  # seconds
 
 LOST = (ConnectionLost, errors.AdminShutdown)
 ROLLED_BACK = (errors.SerializationFailure, errors.DeadlockDetected)  # in favour of another
@@ -1215,24 +1217,18 @@ class Database:
         await asyncio.gather(*self.holders)
 
     def _fail_waiting(self, exc: psycopg.Error) -> None:
-        """Fail what waits, and what comes until there is a connection again.
-
-        Nothing is under way: `finish` would not find it in the new queue.
-        """
+        """Fail what waits, and what comes until there is a connection. Nothing is under way."""
         self.unreachable = exc
         waiting, self.queue = self.queue, QueryQueue(self.queue.owner_limit)
         for query in waiting.unfinished():
             query.resolve(ConnectionLost(str(exc)))
 
-    async def run(
-        self, statement: Statement, **values: str | int | bool | None
-    ) -> list[bytes | None]:
+    async def run(self, statement: Statement, **values: Any) -> list[bytes | None]:
         """First column of the rows. Raises Problem if the database is away or slow.
 
         A read whose connection is lost is sent once more; a write only if it is known to be undone.
         """
-        deadline = asyncio.get_running_loop().time() + self.timeout
-        query = Query(statement, values, deadline)
+        query = Query(statement, values, asyncio.get_running_loop().time() + self.timeout)
         while True:
             if self.unreachable:
                 raise Problem("DATABASE_UNAVAILABLE", str(self.unreachable))
@@ -1300,19 +1296,16 @@ class Database:
 
     def _grow(self) -> None:
         if len(self.holders) < self.pool.max_size and not self.pool.closed:
-            task = asyncio.get_running_loop().create_task(self._hold())
-            self.holders.add(task)
-            task.add_done_callback(self._held)
-
-    def _held(self, task: asyncio.Task[None]) -> None:
-        self.holders.discard(task)
-        self._dispatch()
+            holder = asyncio.get_running_loop().create_task(self._hold())
+            self.holders.add(holder)
+            holder.add_done_callback(self.holders.discard)
+            holder.add_done_callback(lambda _: self._dispatch())
 
     async def _hold(self) -> None:
         """Have a connection out of the pool while it is in use: out and in costs 60 µs of CPU."""
         try:
-            # Without an end: the pool keeps a place in its queue for each that gave up.
-            connection = await self.pool.getconn(timeout=FOREVER)
+            # A day, for the pool keeps a place in its queue for each that gave up.
+            connection = await self.pool.getconn(timeout=24 * 3600.0)
         except (PoolClosed, PoolTimeout):
             return
         try:
@@ -1322,9 +1315,6 @@ class Database:
                 self.idle.append(connection)
                 self._dispatch()
                 await connection.released.wait()
-                if connection.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
-                    with suppress(psycopg.Error):
-                        await connection.cancel_safe(timeout=1.0)
             if not connection.usable():
                 await connection.close()  # the pool makes another
         finally:
