@@ -1089,11 +1089,10 @@ DATABASE_PROBLEMS: dict[type[BaseException], str] = {
 
 # glibc keeps what is freed: 200 MiB after eight lists of 25 MB. malloc_trim gives back the small
 # pieces of rows, within 30 ms. A block of MMAP_THRESHOLD is given back when it is freed, so that an
-# answer read later leaves nothing; by itself glibc raises that limit to 32 MiB. Other C libraries
-# do without.
+# answer read later leaves nothing; by itself glibc raises that limit to 32 MiB.
 MMAP_THRESHOLD = 1024 * 1024  # bytes
 _libc = ctypes.CDLL(None)
-malloc_trim = getattr(_libc, "malloc_trim", lambda _: 0)
+malloc_trim = getattr(_libc, "malloc_trim", lambda _: 0)  # other C libraries have none
 _mallopt = getattr(_libc, "mallopt", lambda *_: 0)
 _mallopt(-3, MMAP_THRESHOLD)  # M_MMAP_THRESHOLD
 _mallopt(-1, 2 * MMAP_THRESHOLD)  # M_TRIM_THRESHOLD; else a list of 1,000 takes a tenth more CPU
@@ -1141,10 +1140,7 @@ class QueryQueue:
         query.lane.append(query)
 
     def next_batch(self) -> list[Query]:
-        """What goes next, of each lane in turn.
-
-        Fewer than `batch_max` pause for those under way, so that more of them go out together.
-        """
+        """What goes next, of each lane in turn; less than a full batch only after a pause."""
         now = asyncio.get_running_loop().time()
         for _ in range(len(self.lanes)):
             self.lanes.rotate()
@@ -1182,9 +1178,9 @@ class Database:
     `run` puts a query into the queue, and `_dispatch` gives an idle connection the next batch:
     one change, or up to eight reads or creates. `Connection.send` sends it with one sync,
     `_readable` takes the results, and with the sync's answer `run` gets the rows, or an error: it
-    repeats what is known to be undone, and makes a Problem of the rest. `_hold` takes a connection
-    out of the pool, and gives it back once it is lost or was idle for a second; the pool replaces a
-    lost one. `_enforce_deadlines` ends what is past its deadline, waiting or under way.
+    repeats what is known to be undone, and makes a Problem of the rest. `_hold` has a connection
+    out of the pool until it is lost, or was idle for a second; the pool replaces a lost one.
+    `_enforce_deadlines` ends what is past its deadline, waiting or under way.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -1202,7 +1198,7 @@ class Database:
         self.connections: weakref.WeakSet[Connection] = weakref.WeakSet()  # in and out of the pool
         self.idle: list[Connection] = []
         self.prepare = True
-        self.unreachable: psycopg.Error | None = None  # what queries get at once while it is away
+        self.unreachable = ""  # why, while it is away: what queries get at once
 
     async def open(self) -> None:
         await self.pool.open()
@@ -1213,15 +1209,15 @@ class Database:
         await self.pool.close(timeout=CLOSE_TIME)
         for connection in list(self.connections):
             connection.abandon()
-        self._fail_waiting(psycopg.OperationalError("the service stops"))
+        self._fail_waiting("the service stops")
         await asyncio.gather(*self.holders)
 
-    def _fail_waiting(self, exc: psycopg.Error) -> None:
+    def _fail_waiting(self, reason: str) -> None:
         """Fail what waits, and what comes until there is a connection. Nothing is under way."""
-        self.unreachable = exc
+        self.unreachable = reason
         waiting, self.queue = self.queue, QueryQueue(self.queue.owner_limit)
         for query in waiting.unfinished():
-            query.resolve(ConnectionLost(str(exc)))
+            query.resolve(ConnectionLost(reason))
 
     async def run(self, statement: Statement, **values: Any) -> list[bytes | None]:
         """First column of the rows. Raises Problem if the database is away or slow.
@@ -1231,7 +1227,7 @@ class Database:
         query = Query(statement, values, asyncio.get_running_loop().time() + self.timeout)
         while True:
             if self.unreachable:
-                raise Problem("DATABASE_UNAVAILABLE", str(self.unreachable))
+                raise Problem("DATABASE_UNAVAILABLE", self.unreachable)
             self.queue.put(query)
             self._dispatch()
             try:
@@ -1252,7 +1248,6 @@ class Database:
             query.lost = True
             return query.statement.read_only or isinstance(error, errors.AdminShutdown)
         if isinstance(error, NOT_PREPARED) and self.prepare:
-            # A pooler has put another connection behind ours.
             self.prepare = False
             log.warning("a pooler without prepared statements is in between: doing without")
         if isinstance(error, (*NOT_PREPARED, PlanOutdated)):
@@ -1336,7 +1331,7 @@ class Database:
     async def _configure(self, connection: Connection) -> None:
         connection.start_reading(self._batch_ended)
         self.connections.add(connection)
-        self.unreachable = None
+        self.unreachable = ""
 
     def _has_connection(self) -> bool:
         return any(connection.reading for connection in self.connections)
@@ -1352,7 +1347,7 @@ class Database:
             pauses = GROWTH_PAUSES
         elif self.queue.by_owner:  # else the next attempt may succeed before anybody waits
             log.warning("the database cannot be reached: %s", reason)
-            self._fail_waiting(exc)
+            self._fail_waiting(reason)
         for _ in range(pauses):
             await asyncio.sleep(RECONNECT_PAUSE)
             if not self._has_connection():
