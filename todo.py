@@ -86,11 +86,11 @@ import tempfile
 import threading
 import time
 import timeit
+import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence, Sized
 from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, cast
@@ -854,7 +854,6 @@ KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_coun
 RECONNECT_PAUSE = 0.25  # seconds between attempts to connect while there is no connection
 GROWTH_PAUSES = 20  # of these between attempts while there is another connection
 USABLE_TIME = 0.01  # seconds after an answer for which a connection is used without a poll
-RESET = select.POLLERR | select.POLLHUP
 
 # PostgreSQL's errors by SQLSTATE, as psycopg names them; some are raised here in its place.
 ConnectionLost = errors.ConnectionFailure
@@ -865,13 +864,13 @@ PlanOutdated = errors.FeatureNotSupported  # "cached plan must not change result
 
 def connection_options(settings: Settings) -> dict[str, Any]:
     """How every connection is made; TCP keepalives are the URL's, if it sets them."""
-    given = conninfo_to_dict(settings.neon_db_url.get_secret_value())
     return {
+        **KEEPALIVES,
+        **conninfo_to_dict(settings.neon_db_url.get_secret_value()),
         "autocommit": True,
         "client_encoding": "utf8",
         "connect_timeout": max(2, round(settings.db_timeout)),  # 0 would be no time-out
         "fallback_application_name": "todo",
-        **{name: value for name, value in KEEPALIVES.items() if name not in given},
     }
 
 
@@ -884,9 +883,14 @@ def _error_of(result: pq.abc.PGresult) -> psycopg.Error:
 class Query:
     """A statement with its arguments, on its way to its rows."""
 
-    def __init__(
-        self, statement: Statement, values: Mapping[str, Any], deadline: float, *, prepare: bool
-    ) -> None:
+    rows: asyncio.Future[list[bytes | None]]  # of this attempt
+    lane: Lane  # in which it waits for a connection
+    result: pq.abc.PGresult | None = None
+    error: psycopg.Error | None = None
+    repeated = False  # so it goes unprepared, and if it writes, alone
+    lost = False  # whether it has lost a connection
+
+    def __init__(self, statement: Statement, values: Mapping[str, Any], deadline: float) -> None:
         self.statement = statement
         self.arguments = [
             None if (value := values[name]) is None else str(value).encode()
@@ -894,26 +898,17 @@ class Query:
         ]
         self.owner = values.get("owner")
         self.deadline = deadline  # in the loop's time
-        self.prepare = prepare
-        self.lane: Lane  # in which it waits for a connection
-        self.lost = False  # whether it has lost a connection
-        self.alone = False  # a create whose batch was undone, whoever's fault that was
-        self.start()
-
-    def start(self) -> None:
-        self.result: pq.abc.PGresult | None = None
-        self.error: psycopg.Error | None = None
-        self.rows: asyncio.Future[list[bytes | None]] = asyncio.get_running_loop().create_future()
 
     def resolve(self, error: psycopg.Error | None = None) -> None:
         """Set the first column of the rows, or the error, unless client or deadline were first."""
         result, self.result = self.result, None  # which the traceback of an error would keep
+        error, self.error = error or self.error, None
         if self.rows.done():
             return
-        if error := error or self.error:
+        if error:
             self.rows.set_exception(error)
         elif result is None:
-            self.rows.set_exception(psycopg.DatabaseError("no result"))
+            self.rows.set_exception(BatchAborted())
         else:
             self.rows.set_result([result.get_value(row, 0) for row in range(result.ntuples)])
 
@@ -949,7 +944,6 @@ class Connection(psycopg.AsyncConnection[Any]):
         self.released = asyncio.Event()
         self.prepared: set[bytes] = set()
         self.results: deque[tuple[Query, bool]] = deque()  # to come; whether of a preparation
-        self.pgconn.nonblocking = 1
         self.pgconn.enter_pipeline_mode()
         self.descriptor = self.pgconn.socket
         self.poll = select.poll()
@@ -967,6 +961,9 @@ class Connection(psycopg.AsyncConnection[Any]):
 
     async def close(self) -> None:
         self.stop_reading()
+        if self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:  # it was abandoned
+            with suppress(psycopg.Error):
+                await self.cancel_safe(timeout=1.0)
         await super().close()
 
     def usable(self) -> bool:
@@ -975,13 +972,13 @@ class Connection(psycopg.AsyncConnection[Any]):
         in_use = asyncio.get_running_loop().time() - self.used < USABLE_TIME
         return self.reading and (in_use or not self.poll.poll(0))
 
-    def send(self, queries: Sequence[Query]) -> None:
+    def send(self, queries: Sequence[Query], *, prepare: bool) -> None:
         """Send a batch, as one transaction: one change, or reads, or creates."""
         self.queries = queries
         try:
             for query in queries:
                 statement = query.statement
-                if not query.prepare:
+                if query.repeated or not prepare:
                     self.pgconn.send_query_params(statement.text, query.arguments)
                 else:
                     if statement.name not in self.prepared:
@@ -1011,75 +1008,60 @@ class Connection(psycopg.AsyncConnection[Any]):
             if not self.queries:
                 raise psycopg.OperationalError("closed by the server while idle")
             self._read_results()
-            if self.queries and any(events & RESET for _, events in self.poll.poll(0)):
+            if self.queries and any(event != select.POLLIN for _, event in self.poll.poll(0)):
                 self._readable()  # after a reset the loop does not call again
         except psycopg.Error as exc:
             self._lose(exc)
 
     def _read_results(self) -> None:
-        separated = True  # by None from the result before; another None means: no more yet
-        while not self.pgconn.is_busy():
-            result = self.pgconn.get_result()
-            if result is None:
-                if separated:
-                    return
-                separated = True
-            elif result.status == pq.ExecStatus.PIPELINE_SYNC:
+        while not self.pgconn.is_busy() and (result := self.pgconn.get_result()):
+            if result.status == pq.ExecStatus.PIPELINE_SYNC:
                 # Not before: the row of a write arrives before its commit.
                 self._end_batch()
                 return
-            else:
-                separated = False
-                self._take(result)
+            self._take(result)
+            self.pgconn.get_result()  # the None behind each, for which libpq never waits
 
     def _take(self, result: pq.abc.PGresult) -> None:
-        # A result behind all others is an error of the commit.
-        query, preparation = self.results.popleft() if self.results else (None, False)
-        if result.status in {pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.PIPELINE_ABORTED}:
-            aborted = result.status == pq.ExecStatus.PIPELINE_ABORTED
-            # The commit of several fails by one of them: each finds out alone. Nor may `_lose` take
-            # its error for one that came in place of rows.
-            shared = query is None and len(self.queries) > 1
-            error = BatchAborted() if aborted or shared else _error_of(result)
-            for failed in [query] if query else self.queries:
-                failed.error = failed.error or error
-                if preparation:
-                    self.prepared.discard(failed.statement.name)
-        elif query and not preparation:
+        commit = not self.results  # it speaks only of its error
+        query, preparation = (self.queries[0], False) if commit else self.results.popleft()
+        if result.status == pq.ExecStatus.TUPLES_OK:
             query.result = result
+        elif result.status == pq.ExecStatus.FATAL_ERROR and not query.error:
+            # By which of several the commit failed, each finds out alone.
+            shared = commit and len(self.queries) > 1
+            query.error = BatchAborted() if shared else _error_of(result)
+        if preparation and result.status != pq.ExecStatus.COMMAND_OK:
+            self.prepared.discard(query.statement.name)
 
     def _lose(self, exc: psycopg.Error) -> None:
         self.stop_reading()
         self.pgconn.finish()
         # With AdminShutdown in place of rows, which go out before the commit, the server says that
         # it rolled back. Poolers have other codes for servers that they lost.
-        undone = any(
-            isinstance(query.error, errors.AdminShutdown) and not query.result
-            for query in self.queries
-        )
+        in_place_of_rows = [query.error for query in self.queries if not query.result]
+        undone = any(isinstance(error, errors.AdminShutdown) for error in in_place_of_rows)
         for query in self.queries:
             reason = str(query.error or exc)
             query.error = errors.AdminShutdown(reason) if undone else ConnectionLost(reason)
         self._end_batch()
 
-    def abandon(self, now: float) -> None:
+    def abandon(self) -> None:
         """Leave a batch that takes too long; reads that have time left go into another."""
         self.stop_reading()
         for query in self.queries:
-            query.error = TimedOut("no answer in time") if query.deadline <= now else BatchAborted()
+            query.error = BatchAborted()
         self._end_batch()
 
     def _end_batch(self) -> None:
         queries, self.queries = self.queries, ()
-        self.results.clear()
         self.used = asyncio.get_running_loop().time()
         failed = [query.error for query in queries if query.error]
         if any(isinstance(error, PlanOutdated) for error in failed):
             self.stop_reading()  # its prepared statements are for the table as it was
-        for query in queries if failed else ():
-            if not query.statement.read_only:  # its rows came, but the transaction is undone
-                query.error = query.error or BatchAborted()
-                query.alone = True
+        for query in queries:
+            if failed and not query.statement.read_only:
+                query.result = None  # it came, but the transaction is undone
         self.batch_ended(self, queries)
 
 
@@ -1093,7 +1075,6 @@ IDLE_TIME = 1.0  # seconds that a connection without queries stays out of the po
 DEADLINE_INTERVAL = 0.05  # seconds between two looks at deadlines and idle connections
 REPEAT_PAUSE = 0.02  # seconds at most before a query that was rolled back or lost is repeated
 CLOSE_TIME = 0.5  # seconds that a connect under way may hold up the end
-FOREVER = 24 * 3600.0  # seconds
 
 LOST = (ConnectionLost, errors.AdminShutdown)
 ROLLED_BACK = (errors.SerializationFailure, errors.DeadlockDetected)  # in favour of another
@@ -1108,23 +1089,20 @@ DATABASE_PROBLEMS: dict[type[BaseException], str] = {
 
 # glibc keeps what is freed: 200 MiB after eight lists of 25 MB. malloc_trim gives back the small
 # pieces of rows, within 30 ms. A block of MMAP_THRESHOLD is given back when it is freed, so that an
-# answer read later leaves nothing; by itself glibc raises that limit to 32 MiB. Other C libraries
-# do without.
+# answer read later leaves nothing; by itself glibc raises that limit to 32 MiB.
 MMAP_THRESHOLD = 1024 * 1024  # bytes
 _libc = ctypes.CDLL(None)
-malloc_trim = getattr(_libc, "malloc_trim", lambda _: 0)
+malloc_trim = getattr(_libc, "malloc_trim", lambda _: 0)  # other C libraries have none
 _mallopt = getattr(_libc, "mallopt", lambda *_: 0)
 _mallopt(-3, MMAP_THRESHOLD)  # M_MMAP_THRESHOLD
 _mallopt(-1, 2 * MMAP_THRESHOLD)  # M_TRIM_THRESHOLD; else a list of 1,000 takes a tenth more CPU
 
 
-@dataclass
-class Lane:
+class Lane(deque[Query]):
     """Ready queries of one kind, of which up to `batch_max` share a round trip."""
 
-    batch_max: int
-    queries: deque[Query] = field(default_factory=deque)
-    pause_until: float = 0.0  # in the loop's time
+    batch_max = BATCH_MAX
+    pause_until = 0.0  # in the loop's time
 
 
 class QueryQueue:
@@ -1135,20 +1113,18 @@ class QueryQueue:
 
     def __init__(self, owner_limit: int) -> None:
         self.owner_limit = owner_limit
-        self.by_owner: dict[Any, list[Query]] = {}  # all that are not finished
-        self.singles = Lane(1)  # changes, and lists that may be long
-        self.reads = Lane(BATCH_MAX)
-        self.creates = Lane(BATCH_MAX)
+        self.by_owner: dict[Any, list[Query]] = {}  # those that wait, and those under way
+        self.reads, self.creates = Lane(), Lane()
+        self.singles = Lane()  # changes, and lists that may be long
+        self.singles.batch_max = 1
         self.lanes = deque([self.singles, self.creates, self.reads])
-        self.ready = 0  # queries in the lanes
         self.short_list_owners: set[Any] = set()  # by their last list
 
-    def __iter__(self) -> Iterator[Query]:
-        """All that wait: ready, or behind others of their owner."""
-        behind = (queries[self.owner_limit :] for queries in self.by_owner.values())
-        return itertools.chain(*(lane.queries for lane in self.lanes), *behind)
+    def unfinished(self) -> Iterator[Query]:
+        return itertools.chain.from_iterable(self.by_owner.values())
 
     def put(self, query: Query) -> None:
+        query.rows = asyncio.get_running_loop().create_future()
         queries = self.by_owner.setdefault(query.owner, [])
         queries.append(query)
         if len(queries) <= self.owner_limit:
@@ -1157,27 +1133,22 @@ class QueryQueue:
     def _ready(self, query: Query) -> None:
         statement = query.statement
         long = statement.many_rows and query.owner not in self.short_list_owners
-        if statement.locks_rows or long or query.alone:
-            query.lane = self.singles
-        else:
-            query.lane = self.reads if statement.read_only else self.creates
-        query.lane.queries.append(query)
-        self.ready += 1
+        if statement.read_only:
+            query.lane = self.singles if long else self.reads
+        else:  # the batch of a repeated create was undone, whoever's fault that was
+            query.lane = self.singles if statement.locks_rows or query.repeated else self.creates
+        query.lane.append(query)
 
     def next_batch(self) -> list[Query]:
-        """What goes next, of each lane in turn.
-
-        Fewer than `batch_max` pause for those under way, so that more of them go out together.
-        """
+        """What goes next, of each lane in turn; less than a full batch only after a pause."""
         now = asyncio.get_running_loop().time()
         for _ in range(len(self.lanes)):
             self.lanes.rotate()
             lane = self.lanes[0]
-            count = min(len(lane.queries), lane.batch_max)
+            count = min(len(lane), lane.batch_max)
             if count == lane.batch_max or (count and now >= lane.pause_until):
                 lane.pause_until = now + BATCH_PAUSE
-                self.ready -= count
-                return [lane.queries.popleft() for _ in range(count)]
+                return [lane.popleft() for _ in range(count)]
         return []
 
     def finish(self, query: Query) -> None:
@@ -1207,15 +1178,14 @@ class Database:
     `run` puts a query into the queue, and `_dispatch` gives an idle connection the next batch:
     one change, or up to eight reads or creates. `Connection.send` sends it with one sync,
     `_readable` takes the results, and with the sync's answer `run` gets the rows, or an error: it
-    repeats what is known to be undone, and makes a Problem of the rest. `_hold` takes a connection
-    out of the pool, and gives it back once it is lost or was idle for a second; the pool replaces a
-    lost one. `_enforce_deadlines` ends what is past its deadline, waiting or under way.
+    repeats what is known to be undone, and makes a Problem of the rest. `_hold` has a connection
+    out of the pool until it is lost, or was idle for a second; the pool replaces a lost one.
+    `_enforce_deadlines` ends what is past its deadline, waiting or under way.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.timeout = settings.db_timeout
         self.pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
-            settings.neon_db_url.get_secret_value(),
             connection_class=Connection,
             kwargs=connection_options(settings) | {"failed": self._connect_failed},
             configure=self._configure,
@@ -1225,47 +1195,39 @@ class Database:
         )
         self.queue = QueryQueue(owner_limit=max(1, settings.db_pool_size // 2))
         self.holders: set[asyncio.Task[None]] = set()  # of `_hold`, one for each connection
-        self.connections: set[Connection] = set()  # out of the pool
+        self.connections: weakref.WeakSet[Connection] = weakref.WeakSet()  # in and out of the pool
         self.idle: list[Connection] = []
-        self.ticker: asyncio.TimerHandle | None = None
         self.prepare = True
-        self.unreachable: psycopg.Error | None = None  # what queries get at once while it is away
-        self.closing = False
+        self.unreachable = ""  # why, while it is away: what queries get at once
 
     async def open(self) -> None:
         await self.pool.open()
+        self._enforce_deadlines()
 
     async def close(self) -> None:
-        """Close the pool. What waits or is under way fails."""
-        self.closing = True
-        for connection in list(self.connections):
-            connection.abandon(math.inf)
-        self._fail_waiting(psycopg.OperationalError("the service stops"))
+        """Close the pool. What waits or is under way after that fails."""
         await self.pool.close(timeout=CLOSE_TIME)
+        for connection in list(self.connections):
+            connection.abandon()
+        self._fail_waiting("the service stops")
         await asyncio.gather(*self.holders)
 
-    def _fail_waiting(self, exc: psycopg.Error) -> None:
-        """Fail what waits, and what comes until there is a connection again.
-
-        Nothing is under way: `finish` would not find it in the new queue.
-        """
-        self.unreachable = exc
+    def _fail_waiting(self, reason: str) -> None:
+        """Fail what waits, and what comes until there is a connection. Nothing is under way."""
+        self.unreachable = reason
         waiting, self.queue = self.queue, QueryQueue(self.queue.owner_limit)
-        for query in waiting:
-            query.resolve(ConnectionLost(str(exc)))
+        for query in waiting.unfinished():
+            query.resolve(ConnectionLost(reason))
 
-    async def run(
-        self, statement: Statement, **values: str | int | bool | None
-    ) -> list[bytes | None]:
+    async def run(self, statement: Statement, **values: Any) -> list[bytes | None]:
         """First column of the rows. Raises Problem if the database is away or slow.
 
         A read whose connection is lost is sent once more; a write only if it is known to be undone.
         """
-        deadline = asyncio.get_running_loop().time() + self.timeout
-        query = Query(statement, values, deadline, prepare=self.prepare)
+        query = Query(statement, values, asyncio.get_running_loop().time() + self.timeout)
         while True:
             if self.unreachable:
-                raise Problem("DATABASE_UNAVAILABLE", str(self.unreachable))
+                raise Problem("DATABASE_UNAVAILABLE", self.unreachable)
             self.queue.put(query)
             self._dispatch()
             try:
@@ -1277,7 +1239,7 @@ class Database:
                     raise
                 if isinstance(error, (*LOST, *ROLLED_BACK)):
                     await asyncio.sleep(random.random() * REPEAT_PAUSE)  # noqa: S311
-            query.start()
+            query.repeated = True
 
     def _repeats(self, query: Query, error: psycopg.Error) -> bool:
         if asyncio.get_running_loop().time() >= query.deadline:
@@ -1285,18 +1247,16 @@ class Database:
         if isinstance(error, LOST) and not query.lost:
             query.lost = True
             return query.statement.read_only or isinstance(error, errors.AdminShutdown)
-        if isinstance(error, (*NOT_PREPARED, PlanOutdated)) and query.prepare:
-            query.prepare = False
-            if self.prepare and isinstance(error, NOT_PREPARED):
-                # A pooler has put another connection behind ours.
-                self.prepare = False
-                log.warning("a pooler without prepared statements is in between: doing without")
-            return True
+        if isinstance(error, NOT_PREPARED) and self.prepare:
+            self.prepare = False
+            log.warning("a pooler without prepared statements is in between: doing without")
+        if isinstance(error, (*NOT_PREPARED, PlanOutdated)):
+            return not query.repeated
         return isinstance(error, (*ROLLED_BACK, BatchAborted))
 
     def _dispatch(self) -> None:
         """Send what is ready, on idle connections; leave out what client or deadline has ended."""
-        while self.queue.ready:
+        while any(self.queue.lanes):
             while self.idle and not self.idle[-1].usable():
                 self._release(self.idle[-1])
             if not self.idle:
@@ -1309,7 +1269,7 @@ class Database:
                 if query.rows.done():
                     self.queue.finish(query)
             if wanted := [query for query in batch if not query.rows.done()]:
-                self.idle.pop().send(wanted)
+                self.idle.pop().send(wanted, prepare=self.prepare)
                 if wanted[0].lane.batch_max > 1:
                     # Behind the pause, however clocks are rounded.
                     asyncio.get_running_loop().call_later(BATCH_PAUSE + 0.001, self._dispatch)
@@ -1330,82 +1290,64 @@ class Database:
         connection.released.set()
 
     def _grow(self) -> None:
-        if len(self.holders) < self.pool.max_size and not self.closing:
-            task = asyncio.get_running_loop().create_task(self._hold())
-            self.holders.add(task)
-            task.add_done_callback(self._held)
-            if self.ticker is None:
-                self._enforce_deadlines()
-
-    def _held(self, task: asyncio.Task[None]) -> None:
-        self.holders.discard(task)
-        self._dispatch()
+        if len(self.holders) < self.pool.max_size and not self.pool.closed:
+            holder = asyncio.get_running_loop().create_task(self._hold())
+            self.holders.add(holder)
+            holder.add_done_callback(self.holders.discard)
+            holder.add_done_callback(lambda _: self._dispatch())
 
     async def _hold(self) -> None:
         """Have a connection out of the pool while it is in use: out and in costs 60 µs of CPU."""
-        try:
-            # Without an end: the pool keeps a place in its queue for each that gave up.
-            connection = await self.pool.getconn(timeout=FOREVER)
-        except (PoolClosed, PoolTimeout):
-            return
-        try:
-            if connection.usable() and not self.closing:
-                self.unreachable = None  # again: an attempt may have failed after `_configure`
-                self.connections.add(connection)
-                connection.released.clear()
-                connection.used = asyncio.get_running_loop().time()
-                self.idle.append(connection)
-                self._dispatch()
-                await connection.released.wait()
-                self.connections.discard(connection)
-                if connection.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
-                    with suppress(psycopg.Error):
-                        await connection.cancel_safe(timeout=1.0)
-            if not connection.usable():
-                await connection.close()  # the pool makes another
-        finally:
-            await self.pool.putconn(connection)
-            malloc_trim(0)
+        with suppress(PoolClosed, PoolTimeout):
+            # A day, for the pool keeps a place in its queue for each that gave up.
+            async with self.pool.connection(timeout=24 * 3600.0) as connection:
+                if connection.usable():
+                    connection.released.clear()
+                    connection.used = asyncio.get_running_loop().time()
+                    self.idle.append(connection)
+                    self._dispatch()
+                    await connection.released.wait()
+                if not connection.usable():
+                    await connection.close()  # the pool makes another
+        malloc_trim(0)
 
     def _enforce_deadlines(self) -> None:
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for query in self.queue:
+        for query in self.queue.unfinished():
             if query.deadline <= now:
-                query.resolve(TimedOut("no answer in time"))  # and it is left out at its turn
+                query.resolve(TimedOut("no answer in time"))  # and at its turn it is left out
         for connection in list(self.connections):
-            late = [query for query in connection.queries if query.deadline <= now]
+            late = [query.deadline <= now for query in connection.queries]
             # Creates cannot be sent again, so they wait for their neighbours' deadlines.
-            if late and (late[0].statement.read_only or late == connection.queries):
-                connection.abandon(now)
-            for query in late:
-                query.resolve(TimedOut("no answer in time"))
-            if not connection.queries and now - connection.used > IDLE_TIME:
+            if any(late) and (all(late) or connection.queries[0].statement.read_only):
+                connection.abandon()
+        for connection in list(self.idle):
+            if now - connection.used > IDLE_TIME:
                 self._release(connection)
-        self.ticker = (
-            loop.call_later(DEADLINE_INTERVAL, self._enforce_deadlines) if self.holders else None
-        )
+        if not self.pool.closed:
+            loop.call_later(DEADLINE_INTERVAL, self._enforce_deadlines)
 
     async def _configure(self, connection: Connection) -> None:
         connection.start_reading(self._batch_ended)
-        self.unreachable = None
+        self.connections.add(connection)
+        self.unreachable = ""
 
     def _has_connection(self) -> bool:
-        in_use = any(connection.reading for connection in self.connections)
-        return in_use or self.pool.get_stats()["pool_available"] > 0
+        return any(connection.reading for connection in self.connections)
 
     async def _connect_failed(self, exc: psycopg.Error) -> None:
         """Fail what waits, unless there is a connection. Returns when it is time to try again."""
-        if self.closing:
+        if self.pool.closed:
             raise exc  # ends the loop of Connection.connect
         reason = " ".join(str(exc).split())
         pauses = 1
         if self._has_connection():
             log.warning("no further connection to the database: %s", reason)
             pauses = GROWTH_PAUSES
-        elif any(self.queue):  # else the next attempt may succeed before anybody waits
+        elif self.queue.by_owner:  # else the next attempt may succeed before anybody waits
             log.warning("the database cannot be reached: %s", reason)
-            self._fail_waiting(exc)
+            self._fail_waiting(reason)
         for _ in range(pauses):
             await asyncio.sleep(RECONNECT_PAUSE)
             if not self._has_connection():

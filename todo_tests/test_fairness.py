@@ -272,7 +272,7 @@ async def test_all_kinds_take_turns_whatever_waits() -> None:
     kinds = {todo.GET: 20, todo.CREATE: 10, todo.DELETE: 5}
     for statement, count in kinds.items():
         for _ in range(count):
-            queue.put(todo.Query(statement, user | {"owner": new_user()}, 0.0, prepare=True))
+            queue.put(todo.Query(statement, user | {"owner": new_user()}, 0.0))
     batches = [queue.next_batch() for _ in range(9)]
     told = [(batch[0].statement, len(batch)) for batch in batches if batch]
     round_ = [(todo.GET, 8), (todo.CREATE, 8), (todo.DELETE, 1)]
@@ -280,13 +280,13 @@ async def test_all_kinds_take_turns_whatever_waits() -> None:
     for query in (*batches[0], *batches[1]):
         queue.finish(query)
     assert [len(queue.next_batch()) for _ in range(3)] == [4, 2, 0]
-    assert queue.ready == 0
+    assert not any(queue.lanes)
 
 
 async def test_nobody_waits_behind_own_queries_whose_clients_have_gone() -> None:
     """In process: the next one that somebody waits for is ready at once."""
     queue = todo.QueryQueue(owner_limit=2)
-    queries = [todo.Query(todo.PROBE, {"owner": "u"}, 0.0, prepare=True) for _ in range(100)]
+    queries = [todo.Query(todo.PROBE, {"owner": "u"}, 0.0) for _ in range(100)]
     for query in queries:
         queue.put(query)
     for query in queries[2:90]:
@@ -294,7 +294,7 @@ async def test_nobody_waits_behind_own_queries_whose_clients_have_gone() -> None
     queue.next_batch()
     queue.finish(queries[0])
     assert queue.next_batch() == [queries[90]]
-    assert list(queue) == queries[91:]
+    assert list(queue.unfinished()) == [queries[1], *queries[90:]]
 
 
 async def test_a_list_goes_with_other_reads_while_the_last_one_was_short(
