@@ -1252,7 +1252,7 @@ class Database:
             log.warning("a pooler without prepared statements is in between: doing without")
         if isinstance(error, (*NOT_PREPARED, PlanOutdated)):
             return not query.repeated
-        return isinstance(error, (*ROLLED_BACK, BatchAborted))
+        return isinstance(error, (*ROLLED_BACK, *NOT_PREPARED, BatchAborted))
 
     def _dispatch(self) -> None:
         """Send what is ready, on idle connections; leave out what client or deadline has ended."""
@@ -1315,8 +1315,8 @@ class Database:
         loop = asyncio.get_running_loop()
         now = loop.time()
         for query in self.queue.unfinished():
-            if query.deadline <= now:
-                query.resolve(TimedOut("no answer in time"))  # and at its turn it is left out
+            if query.deadline <= now and not query.rows.done():
+                query.rows.set_exception(TimedOut("no answer in time"))
         for connection in list(self.connections):
             late = [query.deadline <= now for query in connection.queries]
             # Creates cannot be sent again, so they wait for their neighbours' deadlines.

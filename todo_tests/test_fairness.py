@@ -12,6 +12,7 @@ from typing import Any
 
 import psycopg
 import pytest
+import sqlalchemy as sa
 
 import todo
 from todo_tests.damage import Answer, Caller, Life, peak_rss, rss, soon, together
@@ -493,17 +494,24 @@ async def test_what_is_undone_with_its_batch_too_late_to_repeat_says_so(
     assert told == ["done", "DATABASE_TIMEOUT: InFailedSqlTransaction", "no"]
 
 
-async def test_a_name_that_the_pooler_has_taken_too_late_to_repeat_is_a_timeout(
-    monkeypatch: pytest.MonkeyPatch, in_process: tuple[todo.Database, str]
+TAKE_NAME = """
+create function take_name() returns int language plpgsql as
+    $$ begin execute 'prepare "{name}" as select 1'; return 1; end $$
+"""
+
+
+async def test_a_name_that_a_pooler_has_given_away_is_a_timeout_if_too_late_to_repeat(
+    monkeypatch: pytest.MonkeyPatch, in_process: tuple[todo.Database, str], postgres: Database
 ) -> None:
     """In the moment before the next look at deadlines, behind a query that took too long."""
-    database, _ = in_process
+    database, url = in_process
     monkeypatch.setattr(todo, "DEADLINE_INTERVAL", 60.0)
-    texts = (b'prepare "%s" as select 1' % todo.GET.name, b"select pg_sleep(0.3)")
-    others = [todo.Statement(text[:20], text, (), False, False, True) for text in texts]
-    queries = [*((5.0, each, {}) for each in others), (0.15, todo.GET, {"task": 1})]
-    *_, told = await outcomes(database, queries)
-    assert told.startswith("DATABASE_TIMEOUT: prepared statement")
+    name = todo.GET.name.decode()
+    postgres.execute(TAKE_NAME.format(name=name), database_url=url)
+    take = todo.compile_statement(sa.text("select take_name(), pg_sleep(0.3)"))
+    queries = [(5.0, take, {}), (0.1, todo.GET, {"task": 1})]
+    taken = f'DATABASE_TIMEOUT: prepared statement "{name}" already exists'
+    assert await outcomes(database, queries) == ["done", taken]
 
 
 QUEUED: dict[str, tuple[Any, ...]] = {
