@@ -101,6 +101,7 @@ import jwt
 import psycopg
 import sqlalchemy as sa
 import uvicorn
+from jwt.types import Options
 from psycopg import errors, pq
 from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
@@ -423,7 +424,8 @@ def _column_json(column: sa.Column[Any]) -> Any:
             value = sa.cast(column, sa.Text)
         case sa.DateTime():
             in_utc = sa.func.timezone(sa.literal_column("'UTC'"), column)
-            form = r"""'\"YYYY-MM-DD"T"HH24:MI:SS.US"Z"\"'"""
+            # E, or the meaning of a backslash would depend on standard_conforming_strings.
+            form = r"""E'\\"YYYY-MM-DD"T"HH24:MI:SS.US"Z\\"'"""
             value = sa.func.to_char(in_utc, sa.literal_column(form))
         case _:
             value = sa.func.to_json(column)
@@ -632,6 +634,9 @@ JWKS_PAUSE = 1.0  # seconds between fetches beyond those
 VERIFIED_MAX_AGE = 60.0  # seconds that a token verified by JWKS is remembered
 VERIFIED_MAX = 10_000  # tokens, of which about 300 bytes each are kept
 
+# PyJWT would refuse a jti that is no text, and nothing here uses it.
+DECODING: Options = {"verify_aud": False, "verify_jti": False, "enforce_minimum_key_length": True}
+
 Keys = dict[tuple[str, str], jwt.PyJWK]  # by `kid` and `alg`
 
 # What fetching can end in: no connection, no HTTP, no JSON, JSON of another shape.
@@ -798,7 +803,7 @@ class TokenVerifier:
         self.issuer = settings.jwt_issuer or origin
         base = settings.better_auth_url.rstrip("/")
         self.keys = KeySet(settings.jwks_url or f"{base}/api/auth/jwks")
-        self.verified: dict[bytes, tuple[str, float]] = {}
+        self.verified: dict[bytes, tuple[str, float, float]] = {}
 
     async def authenticate(self, credentials: list[bytes]) -> str:
         """User id of the Authorization headers' values. Raises Problem (FR-001 to FR-004)."""
@@ -808,43 +813,40 @@ class TokenVerifier:
             raise Problem("INVALID_TOKEN", "several Authorization headers")
         # Verifying costs 20 to 80 µs of CPU, a look into the memory 1. It keeps no token.
         digest = hashlib.sha256(credentials[0]).digest()
-        user, until = self.verified.get(digest, ("", 0.0))
-        if time.time() < until:
+        user, until, expiry = self.verified.get(digest, ("", 0.0, 0.0))
+        if time.monotonic() < until and time.time() < expiry:
             return user
         scheme, _, token = credentials[0].partition(b" ")
         token = token.strip()
         if scheme.lower() != b"bearer" or not token:
             raise Problem("AUTHENTICATION_REQUIRED", "no bearer token")
-        user, until = await self._verify(token)
+        verified = await self._verify(token)
         if len(self.verified) >= VERIFIED_MAX:
             del self.verified[next(iter(self.verified))]
-        self.verified[digest] = (user, until)
-        return user
+        self.verified[digest] = verified
+        return verified[0]
 
-    async def _verify(self, token: bytes) -> tuple[str, float]:
-        """User id, and until when that may be remembered."""
+    async def _verify(self, token: bytes) -> tuple[str, float, float]:
+        """User id, until when that may be remembered (a key may be withdrawn), and `exp`."""
         header, claims = _unverified(token)
         kid, algorithm = header.get("kid"), header.get("alg")
         key: bytes | jwt.PyJWK
         if algorithm == "HS256":
-            key, until = self.secret, claims["exp"]
+            key, until = self.secret, math.inf
             issuer, audience = self.shared_issuer, self.audience if "aud" in claims else None
         elif algorithm in ASYMMETRIC and isinstance(kid, str):
             key = await self.keys.find(kid, algorithm)
-            until = min(claims["exp"], time.time() + VERIFIED_MAX_AGE)
+            until = time.monotonic() + VERIFIED_MAX_AGE
             issuer, audience = self.issuer, self.audience
         else:
             raise Problem("INVALID_TOKEN", "algorithm not accepted, or without a kid")
         try:
-            # PyJWT would refuse a jti that is no text, and nothing here uses it.
-            jwt.decode(
-                token, key, [algorithm], {"verify_aud": False, "verify_jti": False}, leeway=LEEWAY
-            )
+            jwt.decode(token, key, [algorithm], DECODING, leeway=LEEWAY)
         except jwt.ExpiredSignatureError:
             raise Problem("TOKEN_EXPIRED", "expired") from None
         except Exception as exc:  # noqa: BLE001 whatever PyJWT raises for such a key and token
             raise Problem("INVALID_TOKEN", str(exc)) from None
-        return _user_of(claims, issuer, audience), until
+        return _user_of(claims, issuer, audience), until, claims["exp"]
 
 
 # Connections: batches of queries by libpq's own asynchronous calls, one round trip each.
@@ -1080,7 +1082,7 @@ LOST = (ConnectionLost, errors.AdminShutdown)
 ROLLED_BACK = (errors.SerializationFailure, errors.DeadlockDetected)  # in favour of another
 NOT_PREPARED = (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement)
 DATABASE_PROBLEMS: dict[type[BaseException], str] = {
-    **dict.fromkeys(LOST, "DATABASE_UNAVAILABLE"),
+    **dict.fromkeys((*LOST, errors.DiskFull), "DATABASE_UNAVAILABLE"),
     errors.ReadOnlySqlTransaction: "DATABASE_UNAVAILABLE",  # a standby, until it is promoted
     **dict.fromkeys((TimedOut, errors.LockNotAvailable), "DATABASE_TIMEOUT"),
     # What is repeated while there is time for that.
@@ -1242,14 +1244,14 @@ class Database:
             query.repeated = True
 
     def _repeats(self, query: Query, error: psycopg.Error) -> bool:
+        if isinstance(error, NOT_PREPARED) and self.prepare:
+            self.prepare = False
+            log.warning("a pooler without prepared statements is in between: doing without")
         if asyncio.get_running_loop().time() >= query.deadline:
             return False
         if isinstance(error, LOST) and not query.lost:
             query.lost = True
             return query.statement.read_only or isinstance(error, errors.AdminShutdown)
-        if isinstance(error, NOT_PREPARED) and self.prepare:
-            self.prepare = False
-            log.warning("a pooler without prepared statements is in between: doing without")
         if isinstance(error, (*NOT_PREPARED, PlanOutdated)):
             return not query.repeated
         return isinstance(error, (*ROLLED_BACK, *NOT_PREPARED, BatchAborted))
@@ -1938,8 +1940,10 @@ class Protocol(HttpToolsProtocol):
     def _refuse(self, problem: Problem) -> None:
         """Have the app answer what is no request, in its turn, and close; read nothing more."""
         self.unparsed = b""
+        headers = self.headers  # as far as they could be read
         cycle = self.cycle
         if cycle is not None and cycle.more_body:  # it is the body of this that is broken
+            headers = list(cycle.scope["headers"])
             if self.pipeline:
                 self.pipeline.popleft()  # the newest: uvicorn appends on the left
             elif cycle.response_started:
@@ -1951,7 +1955,8 @@ class Protocol(HttpToolsProtocol):
         # A made-up request gets the next turn; its task has not run yet, so its scope may change.
         self.parser = httptools.HttpRequestParser(self)
         self.parser.feed_data(b"GET / HTTP/1.0\r\n\r\n")
-        cast("dict[str, Any]", self.scope).update(method="-", raw_path=b"-", problem=problem)
+        scope = cast("dict[str, Any]", self.scope)
+        scope.update(method="-", raw_path=b"-", headers=headers, problem=problem)
         self.allowed = 0
         # If what still comes stayed unread, the end would reset the answers before it.
         FlowControl.resume_reading(self.flow)

@@ -726,6 +726,27 @@ async def test_a_good_request_before_junk_gets_its_own_answer(
         assert await titles(caller) == ["Whole"] * (before + count)
 
 
+@pytest.mark.parametrize("before", [b"", LAST.replace(b"close", b"keep-alive")])
+@pytest.mark.parametrize(
+    ("junk", "status"),
+    [
+        (GET + b"{page}X-Huge: " + b"a" * 70 * 2**10, 431),
+        (GET + b"{page}what is this?\r\n\r\n", 400),
+        (POST + b"{page}Content-Length: x\r\n\r\n", 400),
+        (POST + b"{page}Transfer-Encoding: chunked\r\n\r\nwhat is this?", 400),
+    ],
+    ids=["a-huge-head", "a-header", "a-length", "a-chunk"],
+)
+async def test_a_page_may_read_why_its_request_is_refused(
+    server: Server, before: bytes, junk: bytes, status: int
+) -> None:
+    """FR-030, and its own request id is repeated, as far as its headers could be read."""
+    page = b"Origin: http://localhost:3000\r\nX-Request-ID: mine\r\nAccept: */*\r\n"
+    *_, last = await answers(server.port, before + junk.replace(b"{page}", page))
+    told = [last.headers.get(name) for name in ("access-control-allow-origin", "x-request-id")]
+    assert (last.status, *told) == (status, "http://localhost:3000", "mine")
+
+
 LONG = """
 insert into tasks (user_id, title, description)
 select %s, 'Task ' || n, repeat('x', 1000) from generate_series(1, 3000) n

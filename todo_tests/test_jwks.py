@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 from jwt.algorithms import get_default_algorithms
 
 from todo_tests.better_auth import GENERATE, Issuer, Key, api, respond
@@ -484,6 +485,17 @@ async def test_a_key_for_another_purpose_signs_nothing_and_replaces_none_of_its_
     assert not await accepts(client, issuer, other)
 
 
+@pytest.mark.parametrize("algorithm", ["RS256", "PS256"])
+@pytest.mark.filterwarnings("ignore::jwt.warnings.InsecureKeyLengthWarning")
+async def test_an_rsa_key_of_less_than_2048_bits_signs_nothing(
+    client: httpx.AsyncClient, issuer: Issuer, monkeypatch: pytest.MonkeyPatch, algorithm: str
+) -> None:
+    """RFC 7518 sections 3.3 and 3.5."""
+    monkeypatch.setitem(GENERATE, algorithm, lambda: rsa.generate_private_key(65537, 1024))
+    issuer.keys.append(Key(algorithm))
+    assert [await accepts(client, issuer, key) for key in issuer.keys] == [True, False]
+
+
 async def test_two_keys_of_different_algorithms_may_share_a_kid(
     client: httpx.AsyncClient, issuer: Issuer
 ) -> None:
@@ -515,9 +527,10 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ahead = 0.0
-        for name in ("time", "monotonic"):
-            now: Callable[[], float] = getattr(time, name)
-            monkeypatch.setattr(time, name, lambda now=now: now() + self.ahead)
+        self.set_back = 0.0  # seconds, as by hand or by NTP: of the wall clock alone
+        wall, monotonic = time.time, time.monotonic
+        monkeypatch.setattr(time, "time", lambda: wall() + self.ahead - self.set_back)
+        monkeypatch.setattr(time, "monotonic", lambda: monotonic() + self.ahead)
 
 
 class Scene:
@@ -584,6 +597,17 @@ def test_a_withdrawn_key_stops_working_within_five_minutes(play: Play, pauses: l
         assert statuses[-1] == 401
         assert statuses == sorted(statuses)
         assert await scene.after(0, scene.new_token()) == 200
+
+    play(scenario)
+
+
+def test_a_clock_that_is_set_back_prolongs_nothing(play: Play) -> None:
+    """As on a VM that starts with a wrong one."""
+
+    async def scenario(scene: Scene) -> None:
+        scene.clock.set_back = 3600.0
+        scene.issuer.keys[:] = [Key("EdDSA")]
+        assert await scene.after(FIVE_MINUTES) == 401
 
     play(scenario)
 
