@@ -744,6 +744,7 @@ DEFAULTS = {
     "plan_cache_mode": "force_generic_plan",
     "default_transaction_deferrable": "on",
     "statement_timeout": "'10s'",
+    "standard_conforming_strings": "off",
     "idle_session_timeout": "'1s'",
 }
 
@@ -829,6 +830,18 @@ async def test_a_write_that_postgresql_asks_to_repeat_is_repeated_until_it_is_do
     assert [answer.status for answer in answers] == [201, 200, 200, 204]
     assert (await caller.ask("GET", "")).body == [answers[0].body]
     assert tries == [(16,)]
+
+
+REFUSED = {"disk-full": ("53100", DATABASE_UNAVAILABLE), "lock": ("55P03", DATABASE_TIMEOUT)}
+
+
+@pytest.mark.parametrize(("sqlstate", "error"), REFUSED.values(), ids=REFUSED)
+async def test_what_is_no_fault_of_the_service_is_told_as_the_database_s(
+    local_postgres: OwnPostgres, wired: tuple[Server, Wire, str], sqlstate: str, error: Any
+) -> None:
+    server, _, url = wired
+    with local_postgres.changed(url, REFUSE.format(times=10**9, sqlstate=sqlstate), ACCEPT):
+        is_error(await Caller(server.port).ask("POST", "", {"title": "x"}), error, within=2.0)
 
 
 @pytest.mark.slow
