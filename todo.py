@@ -93,6 +93,7 @@ from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, 
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, cast
 from urllib.parse import quote, unquote, urlsplit
 
@@ -294,10 +295,8 @@ class LogHandler(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lines: deque[str] = deque()
+        self.entries: SimpleQueue[str | threading.Event] = SimpleQueue()  # a line, or a flush
         self.dropped = 0
-        self.written = threading.Event()
-        self.awake = threading.Event()
         threading.Thread(target=self._run, daemon=True).start()
 
     def format(self, record: logging.LogRecord) -> str:
@@ -312,30 +311,28 @@ class LogHandler(logging.Handler):
         self.write(self.format(record))
 
     def write(self, line: str) -> None:
-        if len(self.lines) < LOG_MAX:
-            self.lines.append(line)
+        if self.entries.qsize() < LOG_MAX:
+            self.entries.put(line)
         else:
             self.dropped += 1
-        if not self.awake.is_set():
-            self.awake.set()
 
     def flush(self) -> None:
         """Wait until all is written, for LOG_GRACE at the most; `logging` calls it at the end."""
-        self.written = threading.Event()
-        self.awake.set()
-        self.written.wait(LOG_GRACE)
+        written = threading.Event()
+        self.entries.put(written)
+        written.wait(LOG_GRACE)
 
     def _run(self) -> None:
-        while self.awake.wait():
+        while True:
+            entries = [self.entries.get()]
             time.sleep(LOG_DELAY)
-            self.awake.clear()
-            written = self.written  # of a flush before this round; a later one has its own
+            entries += [self.entries.get() for _ in range(self.entries.qsize())]
             if self.dropped:
-                self.lines.append(f"{log_time(time.time())} WARNING {self.dropped} lines dropped")
+                entries.append(f"{log_time(time.time())} WARNING {self.dropped} lines dropped")
                 self.dropped = 0
             pieces = [b""]
-            while self.lines:
-                line = f"{self.lines.popleft()}\n".encode()
+            for entry in entries:
+                line = f"{entry}\n".encode() if isinstance(entry, str) else b""
                 # What a pipe takes at once does not mix with the lines of other processes.
                 if len(pieces[-1]) + len(line) > select.PIPE_BUF:
                     pieces.append(b"")
@@ -344,7 +341,9 @@ class LogHandler(logging.Handler):
             for piece in pieces if sys.stderr is not None else ():
                 with suppress(OSError):  # nobody reads any more
                     os.write(2, piece)
-            written.set()
+            for entry in entries:
+                if isinstance(entry, threading.Event):
+                    entry.set()
 
 
 def configure_logging(level: str) -> LogHandler:
