@@ -191,16 +191,11 @@ def _strong_secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
-def _http_url(url: str) -> str:
-    origin_of(url)
-    return url
-
-
 def _split(value: Any) -> Any:
     return [item.strip() for item in value.split(",")] if isinstance(value, str) else value
 
 
-Url = Annotated[str, AfterValidator(_http_url)]
+Url = Annotated[str, AfterValidator(lambda url: origin_of(url) and url)]
 Origin = Annotated[str, Field(pattern=r"^\w+://[^/?#*\s]+$"), AfterValidator(origin_of)]
 
 
@@ -253,8 +248,6 @@ def load_settings(
     cls: type[SomeSettings], *, env_file: str | None = ".env", secrets_dir: Path | None = None
 ) -> SomeSettings:
     """Settings from the environment. Raises StartupError that names every faulty variable."""
-    if secrets_dir and not secrets_dir.is_dir():
-        secrets_dir = None  # of which pydantic would warn
     try:
         return cls(_env_file=env_file, _secrets_dir=secrets_dir)  # type: ignore[call-arg] # complete
     except (OSError, UnicodeDecodeError) as exc:
@@ -2486,7 +2479,7 @@ def main() -> None:
         case "token":
             if not USER_ID.fullmatch(arguments.user_id):
                 raise StartupError(BAD_USER_ID)
-            signing = load_settings(TokenSettings, secrets_dir=DEV)
+            signing = load_settings(TokenSettings, secrets_dir=DEV if DEV.is_dir() else None)
             print(sign_token(signing, arguments.user_id, arguments.ttl))  # noqa: T201
         case _:
             settings = load_settings(Settings)
