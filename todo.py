@@ -211,6 +211,31 @@ class TokenSettings(BaseSettings):
         "neither its public default nor the placeholder of .env.example",
     )
 
+    @classmethod
+    def load(cls, *, env_file: str | None = ".env", secrets_dir: Path | None = None) -> Self:
+        """Settings from the environment. Raises StartupError that names every faulty variable."""
+        try:
+            return cls(_env_file=env_file, _secrets_dir=secrets_dir)  # type: ignore[call-arg] # complete
+        except (OSError, UnicodeDecodeError) as exc:
+            reason = getattr(exc, "strerror", "it is not UTF-8")
+            source = getattr(exc, "filename", None) or env_file or secrets_dir
+            raise StartupError(f"todo.py cannot read {source} ({reason})") from None
+        except ValidationError as exc:
+            faults = exc.errors()
+        lines = {}  # by name: each of several origins may be a fault
+        for fault in faults:
+            name = str(fault["loc"][0])
+            kind = "missing" if fault["type"] == "missing" else "not valid"
+            rule = f"it must be {cls.model_fields[name].description}"
+            why = fault["msg"] if fault["type"] == "mistake" else rule
+            lines[name] = f"  {name.upper()} is {kind}: {why}\n"
+        raise StartupError(
+            "These settings are missing or not valid:\n"
+            + "".join(lines.values())
+            + "Set them in the environment or in .env (.env.example explains each variable).\n"
+            "To try the service with nothing to set: python todo.py dev"
+        )
+
 
 class Settings(TokenSettings):
     """The service's environment variables, upper-case, from the environment or `.env`."""
@@ -239,36 +264,6 @@ class Settings(TokenSettings):
     jwt_issuer: str | None = Field(None, description="the iss that tokens must carry")
     jwt_audience: str | None = Field(None, description="the aud that tokens must carry")
     jwks_url: Url | None = Field(None, description="the http(s) URL of Better Auth's JWKS")
-
-
-SomeSettings = TypeVar("SomeSettings", bound=TokenSettings)
-
-
-def load_settings(
-    cls: type[SomeSettings], *, env_file: str | None = ".env", secrets_dir: Path | None = None
-) -> SomeSettings:
-    """Settings from the environment. Raises StartupError that names every faulty variable."""
-    try:
-        return cls(_env_file=env_file, _secrets_dir=secrets_dir)  # type: ignore[call-arg] # complete
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = getattr(exc, "strerror", "it is not UTF-8")
-        source = getattr(exc, "filename", None) or env_file or secrets_dir
-        raise StartupError(f"todo.py cannot read {source} ({reason})") from None
-    except ValidationError as exc:
-        faults = exc.errors()
-    lines = {}  # by name: each of several origins may be a fault
-    for fault in faults:
-        name = str(fault["loc"][0])
-        kind = "missing" if fault["type"] == "missing" else "not valid"
-        rule = f"it must be {cls.model_fields[name].description}"
-        why = fault["msg"] if fault["type"] == "mistake" else rule
-        lines[name] = f"  {name.upper()} is {kind}: {why}\n"
-    raise StartupError(
-        "These settings are missing or not valid:\n"
-        + "".join(lines.values())
-        + "Set them in the environment or in .env (.env.example explains each variable).\n"
-        "To try the service with nothing to set: python todo.py dev"
-    )
 
 
 @lru_cache(maxsize=2)
@@ -2434,7 +2429,7 @@ def dev() -> None:
             with tempfile.NamedTemporaryFile("w", dir=folder) as new, suppress(FileExistsError):
                 print(secrets.token_urlsafe(32), end="", file=new, flush=True)
                 os.link(new.name, folder / "better_auth_secret")  # one of several at once wins
-            loaded = load_settings(Settings, env_file=None, secrets_dir=folder)
+            loaded = Settings.load(env_file=None, secrets_dir=folder)
             listener = listen(loaded)
             url = given_url or stack.enter_context(embedded_postgres(folder / "postgres"))
         except OSError as exc:
@@ -2468,21 +2463,21 @@ def main() -> None:
         case "dev":
             dev()
         case "init-db":
-            init_db(load_settings(Settings))
+            init_db(Settings.load())
             print("the table is as schema.sql describes it")  # noqa: T201
         case "check":
             well = True
-            for fine, subject, finding in check(load_settings(Settings), given_token()):
+            for fine, subject, finding in check(Settings.load(), given_token()):
                 print(f"{'ok  ' if fine else 'FAIL'}  {subject}: {finding}")  # noqa: T201
                 well = well and fine
             sys.exit(not well)
         case "token":
             if not USER_ID.fullmatch(arguments.user_id):
                 raise StartupError(BAD_USER_ID)
-            signing = load_settings(TokenSettings, secrets_dir=DEV if DEV.is_dir() else None)
+            signing = TokenSettings.load(secrets_dir=DEV if DEV.is_dir() else None)
             print(sign_token(signing, arguments.user_id, arguments.ttl))  # noqa: T201
         case _:
-            settings = load_settings(Settings)
+            settings = Settings.load()
             serve(settings, listen(settings))
 
 
