@@ -221,20 +221,19 @@ class TokenSettings(BaseSettings):
             source = getattr(exc, "filename", None) or env_file or secrets_dir
             raise StartupError(f"todo.py cannot read {source} ({reason})") from None
         except ValidationError as exc:
-            faults = exc.errors()
-        lines = {}  # by name: each of several origins may be a fault
-        for fault in faults:
-            name = str(fault["loc"][0])
-            kind = "missing" if fault["type"] == "missing" else "not valid"
-            rule = f"it must be {cls.model_fields[name].description}"
-            why = fault["msg"] if fault["type"] == "mistake" else rule
-            lines[name] = f"  {name.upper()} is {kind}: {why}\n"
-        raise StartupError(
-            "These settings are missing or not valid:\n"
-            + "".join(lines.values())
-            + "Set them in the environment or in .env (.env.example explains each variable).\n"
-            "To try the service with nothing to set: python todo.py dev"
-        )
+            lines = {}  # by name: each of several origins may be a fault
+            for fault in exc.errors():
+                name = str(fault["loc"][0])
+                kind = "missing" if fault["type"] == "missing" else "not valid"
+                rule = f"it must be {cls.model_fields[name].description}"
+                why = fault["msg"] if fault["type"] == "mistake" else rule
+                lines[name] = f"  {name.upper()} is {kind}: {why}\n"
+            raise StartupError(
+                "These settings are missing or not valid:\n"
+                + "".join(lines.values())
+                + "Set them in the environment or in .env (.env.example explains each variable).\n"
+                "To try the service with nothing to set: python todo.py dev"
+            ) from None
 
 
 class Settings(TokenSettings):
@@ -464,24 +463,21 @@ def _new(name: str) -> Any:
     return sa.bindparam(f"new_{name}", type_=tasks.c[name].type)
 
 
-def _new_or_kept(name: str) -> Any:
-    keep = sa.bindparam(f"keep_{name}", type_=sa.Boolean)
-    return sa.case((keep, tasks.c[name]), else_=_new(name))
-
-
 _created = {"user_id": _owner} | {name: _new(name) for name in ("title", "description")}
-_updated = {name: _new_or_kept(name) for name in ("title", "description", "completed")}
-_toggled = {"completed": sa.not_(tasks.c.completed)}
-_now = {"updated_at": sa.func.clock_timestamp()}
+_updated = {
+    name: sa.case((sa.bindparam(f"keep_{name}", type_=sa.Boolean), tasks.c[name]), else_=_new(name))
+    for name in ("title", "description", "completed")
+}
+_update = sa.update(tasks).values(updated_at=sa.func.clock_timestamp())
 
 # Each gives rows of one column: a task as JSON. PROBE gives none: it needs the table and access.
 LIST = _list()
 LIST_BY_COMPLETED = _list(tasks.c.completed == sa.bindparam("completed", type_=sa.Boolean))
 CREATE = compile_statement(sa.insert(tasks).values(_created).returning(_body))
 GET = _one(sa.select(_body).where(_mine), read_only=True)
-UPDATE = _changed(sa.update(tasks).values(_updated | _now))
+UPDATE = _changed(_update.values(_updated))
 DELETE = _changed(sa.delete(tasks))
-TOGGLE = _changed(sa.update(tasks).values(_toggled | _now))
+TOGGLE = _changed(_update.values(completed=sa.not_(tasks.c.completed)))
 PROBE = compile_statement(sa.select(tasks).limit(sa.literal_column("0")), read_only=True)
 
 
