@@ -158,15 +158,14 @@ def origin_of(url: str) -> str:
 Mistake = partial(PydanticCustomError, "mistake")
 
 
-def _postgres_url(url: SecretStr) -> SecretStr:
+def _postgres_url(url: str) -> str:
     """Check a database URL; the sentence for a mistake shows nothing of it."""
-    value = url.get_secret_value()
-    if re.match(r"(psql\s|['\"])", value):
+    if re.match(r"(psql\s|['\"])", url):
         raise Mistake("it is only what stands between the quotes of a psql command")
-    if not re.match(r"postgres(ql)?://.", value):
+    if not re.match(r"postgres(ql)?://.", url):
         raise ValueError
     try:
-        parts = conninfo_to_dict(value)
+        parts = conninfo_to_dict(url)
     except psycopg.Error as exc:
         if "invalid URI query parameter" in str(exc):
             raise Mistake(
@@ -184,9 +183,8 @@ def _postgres_url(url: SecretStr) -> SecretStr:
     return url
 
 
-def _strong_secret(secret: SecretStr) -> SecretStr:
-    value = secret.get_secret_value()
-    if len(value.encode()) < SECRET_MIN or value in KNOWN_SECRETS:
+def _strong_secret(secret: str) -> str:
+    if len(secret.encode()) < SECRET_MIN or secret in KNOWN_SECRETS:
         raise ValueError
     return secret
 
@@ -206,7 +204,7 @@ class TokenSettings(BaseSettings):
         env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
     )
 
-    better_auth_secret: Annotated[SecretStr, AfterValidator(_strong_secret)] = Field(
+    better_auth_secret: Annotated[SecretStr, BeforeValidator(_strong_secret)] = Field(
         description=f"Better Auth's own secret, of {SECRET_MIN} bytes or more, "
         "neither its public default nor the placeholder of .env.example",
     )
@@ -239,7 +237,7 @@ class TokenSettings(BaseSettings):
 class Settings(TokenSettings):
     """The service's environment variables, upper-case, from the environment or `.env`."""
 
-    neon_db_url: Annotated[SecretStr, AfterValidator(_postgres_url)] = Field(
+    neon_db_url: Annotated[SecretStr, BeforeValidator(_postgres_url)] = Field(
         description="a database URL, postgresql://user:password@host:port/database",
     )
     better_auth_url: Url = Field(
@@ -2083,11 +2081,8 @@ def connected(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
             for timer in timers:
                 timer.start()
             yield connection
-        except (psycopg.Error, sa.exc.DBAPIError) as exc:
-            error = getattr(exc, "orig", exc)
-            if isinstance(error, errors.QueryCanceled):
-                raise StartupError(f"the table {tasks.name} is locked by a session") from None
-            raise error from None
+        except errors.QueryCanceled:
+            raise StartupError(f"the table {tasks.name} is locked by a session") from None
         finally:
             for timer in timers:
                 timer.cancel()
@@ -2110,17 +2105,17 @@ def table_differences(connection: psycopg.Connection[Any]) -> list[str]:
 
     The table may be partitioned, with the primary key (user_id, id). Blocks.
     """
-    engine = sa.create_engine(
-        "postgresql+psycopg://", creator=lambda: connection, poolclass=sa.StaticPool
-    )
+    privileges = ("select", "insert", "update", "delete")
+    granted = [sa.func.has_table_privilege(tasks.name, name) for name in privileges]
+    engine = sa.create_engine("postgresql+psycopg://", creator=lambda: connection)
     with engine.connect() as database:
         try:
             there = sa.Table(tasks.name, sa.MetaData(), autoload_with=database, resolve_fks=False)
+            role, *may = database.execute(sa.select(sa.func.current_user(), *granted)).one()
         except sa.exc.NoSuchTableError:
             return [f"no table {tasks.name}; make it with: python todo.py init-db"]
-        privileges = ("select", "insert", "update", "delete")
-        granted = [sa.func.has_table_privilege(tasks.name, name) for name in privileges]
-        role, *may = database.execute(sa.select(sa.func.current_user(), *granted)).one()
+        except sa.exc.DBAPIError as exc:
+            raise exc.orig or exc from None
     found, needed = _columns_of(there), _columns_of(tasks)
     lacks = [
         f"column {name} is {found.get(name, 'missing')}, it must be "
