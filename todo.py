@@ -38,8 +38,8 @@ Map, each section built only on those above it:
 
 Where a change goes, besides its test and `openapi.yaml`:
 
-    a field of a task    schema.sql, and `alter table` for what exists; `tasks`, `_created` and
-                         `_updated`; the models, and MESSAGES for each of pydantic's error types
+    a field of a task    schema.sql, and `alter table` for what exists; `tasks`, `_row`, `_created`
+                         and `_updated`; the models, and MESSAGES for each of pydantic's error types
     an operation         a statement, an endpoint, RESOURCES
     an error             ERRORS, README
     a variable           Settings, .env.example, README
@@ -396,37 +396,26 @@ def compile_statement(
     return Statement(name, text, tuple(compiled.positiontup), read_only, many_rows, locks_rows)
 
 
-def _column_json(column: sa.Column[Any]) -> Any:
-    """JSON of a column, as text or what concat() writes as such; times by RFC 3339 in UTC."""
-    if column is tasks.c.user_id:
-        return sa.bindparam("owner_json", type_=sa.Text)  # the caller has it: cheaper than to_json
-    match column.type:
-        case sa.BigInteger():
-            value: Any = column
-        case sa.Boolean():
-            value = sa.cast(column, sa.Text)
-        case sa.DateTime():
-            in_utc = sa.func.timezone(sa.literal_column("'UTC'"), column)
-            form = r"""'\"YYYY-MM-DD"T"HH24:MI:SS.US"Z"\"'"""
-            value = sa.func.to_char(in_utc, sa.literal_column(form))
-        case _:
-            value = sa.func.to_json(column)
-    if not column.nullable:
-        return value
-    return sa.func.coalesce(sa.cast(value, sa.Text), sa.literal_column("'null'"))
+def _time_json(column: sa.Column[Any]) -> Any:
+    """JSON of a time, by RFC 3339 in UTC."""
+    in_utc = sa.func.timezone(sa.literal_column("'UTC'"), column)
+    return sa.func.to_char(in_utc, sa.literal_column(r"""'\"YYYY-MM-DD"T"HH24:MI:SS.US"Z"\"'"""))
 
 
-def _row_json() -> Any:
-    """JSON object of a row, as text: for PostgreSQL half the work of row_to_json."""
-    parts: list[Any] = []
-    before = "{"
-    for column in tasks.c:
-        parts += [sa.literal_column(f"""'{before}"{column.name}":'"""), _column_json(column)]
-        before = ","
-    return sa.func.concat(*parts, sa.literal_column("'}'")).label("body")
-
-
-_body = _row_json()
+_description_json = sa.cast(sa.func.to_json(tasks.c.description), sa.Text)
+# JSON object of a row, as text: for PostgreSQL half the work of row_to_json. Each value is JSON, as
+# text or what concat() writes as such.
+_row: dict[str, Any] = {
+    '{"id":': tasks.c.id,
+    ',"user_id":': sa.bindparam("owner_json", type_=sa.Text),  # cheaper than to_json of the column
+    ',"title":': sa.func.to_json(tasks.c.title),
+    ',"description":': sa.func.coalesce(_description_json, sa.literal_column("'null'")),
+    ',"completed":': sa.cast(tasks.c.completed, sa.Text),
+    ',"created_at":': _time_json(tasks.c.created_at),
+    ',"updated_at":': _time_json(tasks.c.updated_at),
+}
+_pairs: Any = ((sa.literal_column(f"'{text}'"), value) for text, value in _row.items())
+_body = sa.func.concat(*itertools.chain(*_pairs), sa.literal_column("'}'")).label("body")
 _owner = sa.bindparam("owner", type_=sa.String)
 _task = sa.bindparam("task", type_=sa.BigInteger)
 _mine = sa.and_(tasks.c.id == _task, tasks.c.user_id == _owner)
