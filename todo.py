@@ -38,8 +38,8 @@ Map, each section built only on those above it:
 
 Where a change goes, besides its test and `openapi.yaml`:
 
-    a field of a task    schema.sql, and `alter table` for what exists; `tasks`, `_created` and
-                         `_updated`; the models, and MESSAGES for each of pydantic's error types
+    a field of a task    schema.sql, and `alter table` for what exists; `tasks`, `_row`, `_created`
+                         and `_updated`; the models, and MESSAGES for each of pydantic's error types
     an operation         a statement, an endpoint, RESOURCES
     an error             ERRORS, README
     a variable           Settings, .env.example, README
@@ -93,7 +93,8 @@ from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, cast
+from queue import SimpleQueue
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, cast
 from urllib.parse import quote, unquote, urlsplit
 
 import httptools
@@ -158,15 +159,14 @@ def origin_of(url: str) -> str:
 Mistake = partial(PydanticCustomError, "mistake")
 
 
-def _postgres_url(url: SecretStr) -> SecretStr:
+def _postgres_url(url: str) -> str:
     """Check a database URL; the sentence for a mistake shows nothing of it."""
-    value = url.get_secret_value()
-    if re.match(r"(psql\s|['\"])", value):
+    if re.match(r"(psql\s|['\"])", url):
         raise Mistake("it is only what stands between the quotes of a psql command")
-    if not re.match(r"postgres(ql)?://.", value):
+    if not re.match(r"postgres(ql)?://.", url):
         raise ValueError
     try:
-        parts = conninfo_to_dict(value)
+        parts = conninfo_to_dict(url)
     except psycopg.Error as exc:
         if "invalid URI query parameter" in str(exc):
             raise Mistake(
@@ -184,23 +184,17 @@ def _postgres_url(url: SecretStr) -> SecretStr:
     return url
 
 
-def _strong_secret(secret: SecretStr) -> SecretStr:
-    value = secret.get_secret_value()
-    if len(value.encode()) < SECRET_MIN or value in KNOWN_SECRETS:
+def _strong_secret(secret: str) -> str:
+    if len(secret.encode()) < SECRET_MIN or secret in KNOWN_SECRETS:
         raise ValueError
     return secret
-
-
-def _http_url(url: str) -> str:
-    origin_of(url)
-    return url
 
 
 def _split(value: Any) -> Any:
     return [item.strip() for item in value.split(",")] if isinstance(value, str) else value
 
 
-Url = Annotated[str, AfterValidator(_http_url)]
+Url = Annotated[str, AfterValidator(lambda url: origin_of(url) and url)]
 Origin = Annotated[str, Field(pattern=r"^\w+://[^/?#*\s]+$"), AfterValidator(origin_of)]
 
 
@@ -211,16 +205,40 @@ class TokenSettings(BaseSettings):
         env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
     )
 
-    better_auth_secret: Annotated[SecretStr, AfterValidator(_strong_secret)] = Field(
+    better_auth_secret: Annotated[SecretStr, BeforeValidator(_strong_secret)] = Field(
         description=f"Better Auth's own secret, of {SECRET_MIN} bytes or more, "
         "neither its public default nor the placeholder of .env.example",
     )
+
+    @classmethod
+    def load(cls, *, env_file: str | None = ".env", secrets_dir: Path | None = None) -> Self:
+        """Settings from the environment. Raises StartupError that names every faulty variable."""
+        try:
+            return cls(_env_file=env_file, _secrets_dir=secrets_dir)  # type: ignore[call-arg] # complete
+        except (OSError, UnicodeDecodeError) as exc:
+            reason = getattr(exc, "strerror", "it is not UTF-8")
+            source = getattr(exc, "filename", None) or env_file or secrets_dir
+            raise StartupError(f"todo.py cannot read {source} ({reason})") from None
+        except ValidationError as exc:
+            lines = {}  # by name: each of several origins may be a fault
+            for fault in exc.errors():
+                name = str(fault["loc"][0])
+                kind = "missing" if fault["type"] == "missing" else "not valid"
+                rule = f"it must be {cls.model_fields[name].description}"
+                why = fault["msg"] if fault["type"] == "mistake" else rule
+                lines[name] = f"  {name.upper()} is {kind}: {why}\n"
+            raise StartupError(
+                "These settings are missing or not valid:\n"
+                + "".join(lines.values())
+                + "Set them in the environment or in .env (.env.example explains each variable).\n"
+                "To try the service with nothing to set: python todo.py dev"
+            ) from None
 
 
 class Settings(TokenSettings):
     """The service's environment variables, upper-case, from the environment or `.env`."""
 
-    neon_db_url: Annotated[SecretStr, AfterValidator(_postgres_url)] = Field(
+    neon_db_url: Annotated[SecretStr, BeforeValidator(_postgres_url)] = Field(
         description="a database URL, postgresql://user:password@host:port/database",
     )
     better_auth_url: Url = Field(
@@ -246,38 +264,6 @@ class Settings(TokenSettings):
     jwks_url: Url | None = Field(None, description="the http(s) URL of Better Auth's JWKS")
 
 
-SomeSettings = TypeVar("SomeSettings", bound=TokenSettings)
-
-
-def load_settings(
-    cls: type[SomeSettings], *, env_file: str | None = ".env", secrets_dir: Path | None = None
-) -> SomeSettings:
-    """Settings from the environment. Raises StartupError that names every faulty variable."""
-    if secrets_dir and not secrets_dir.is_dir():
-        secrets_dir = None  # of which pydantic would warn
-    try:
-        return cls(_env_file=env_file, _secrets_dir=secrets_dir)  # type: ignore[call-arg] # complete
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = getattr(exc, "strerror", "it is not UTF-8")
-        source = getattr(exc, "filename", None) or env_file or secrets_dir
-        raise StartupError(f"todo.py cannot read {source} ({reason})") from None
-    except ValidationError as exc:
-        faults = exc.errors()
-    lines = {}  # by name: each of several origins may be a fault
-    for fault in faults:
-        name = str(fault["loc"][0])
-        kind = "missing" if fault["type"] == "missing" else "not valid"
-        rule = f"it must be {cls.model_fields[name].description}"
-        why = fault["msg"] if fault["type"] == "mistake" else rule
-        lines[name] = f"  {name.upper()} is {kind}: {why}\n"
-    raise StartupError(
-        "These settings are missing or not valid:\n"
-        + "".join(lines.values())
-        + "Set them in the environment or in .env (.env.example explains each variable).\n"
-        "To try the service with nothing to set: python todo.py dev"
-    )
-
-
 @lru_cache(maxsize=2)
 def _second(seconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
@@ -295,10 +281,8 @@ class LogHandler(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lines: deque[str] = deque()
+        self.entries: SimpleQueue[str | threading.Event] = SimpleQueue()  # a line, or a flush
         self.dropped = 0
-        self.written = threading.Event()
-        self.awake = threading.Event()
         threading.Thread(target=self._run, daemon=True).start()
 
     def format(self, record: logging.LogRecord) -> str:
@@ -313,30 +297,28 @@ class LogHandler(logging.Handler):
         self.write(self.format(record))
 
     def write(self, line: str) -> None:
-        if len(self.lines) < LOG_MAX:
-            self.lines.append(line)
+        if self.entries.qsize() < LOG_MAX:
+            self.entries.put(line)
         else:
             self.dropped += 1
-        if not self.awake.is_set():
-            self.awake.set()
 
     def flush(self) -> None:
         """Wait until all is written, for LOG_GRACE at the most; `logging` calls it at the end."""
-        self.written = threading.Event()
-        self.awake.set()
-        self.written.wait(LOG_GRACE)
+        written = threading.Event()
+        self.entries.put(written)
+        written.wait(LOG_GRACE)
 
     def _run(self) -> None:
-        while self.awake.wait():
+        while True:
+            entries = [self.entries.get()]
             time.sleep(LOG_DELAY)
-            self.awake.clear()
-            written = self.written  # of a flush before this round; a later one has its own
+            entries += [self.entries.get() for _ in range(self.entries.qsize())]
             if self.dropped:
-                self.lines.append(f"{log_time(time.time())} WARNING {self.dropped} lines dropped")
+                entries.append(f"{log_time(time.time())} WARNING {self.dropped} lines dropped")
                 self.dropped = 0
             pieces = [b""]
-            while self.lines:
-                line = f"{self.lines.popleft()}\n".encode()
+            for entry in entries:
+                line = f"{entry}\n".encode() if isinstance(entry, str) else b""
                 # What a pipe takes at once does not mix with the lines of other processes.
                 if len(pieces[-1]) + len(line) > select.PIPE_BUF:
                     pieces.append(b"")
@@ -345,7 +327,9 @@ class LogHandler(logging.Handler):
             for piece in pieces if sys.stderr is not None else ():
                 with suppress(OSError):  # nobody reads any more
                     os.write(2, piece)
-            written.set()
+            for entry in entries:
+                if isinstance(entry, threading.Event):
+                    entry.set()
 
 
 def configure_logging(level: str) -> LogHandler:
@@ -413,38 +397,28 @@ def compile_statement(
     return Statement(name, text, tuple(compiled.positiontup), read_only, many_rows, locks_rows)
 
 
-def _column_json(column: sa.Column[Any]) -> Any:
-    """JSON of a column, as text or what concat() writes as such; times by RFC 3339 in UTC."""
-    if column is tasks.c.user_id:
-        return sa.bindparam("owner_json", type_=sa.Text)  # the caller has it: cheaper than to_json
-    match column.type:
-        case sa.BigInteger():
-            value: Any = column
-        case sa.Boolean():
-            value = sa.cast(column, sa.Text)
-        case sa.DateTime():
-            in_utc = sa.func.timezone(sa.literal_column("'UTC'"), column)
-            # E, or the meaning of a backslash would depend on standard_conforming_strings.
-            form = r"""E'\\"YYYY-MM-DD"T"HH24:MI:SS.US"Z\\"'"""
-            value = sa.func.to_char(in_utc, sa.literal_column(form))
-        case _:
-            value = sa.func.to_json(column)
-    if not column.nullable:
-        return value
-    return sa.func.coalesce(sa.cast(value, sa.Text), sa.literal_column("'null'"))
+def _time_json(column: sa.Column[Any]) -> Any:
+    """JSON of a time, by RFC 3339 in UTC."""
+    in_utc = sa.func.timezone(sa.literal_column("'UTC'"), column)
+    # E, or the meaning of a backslash would depend on standard_conforming_strings.
+    form = r"""E'\\"YYYY-MM-DD"T"HH24:MI:SS.US"Z\\"'"""
+    return sa.func.to_char(in_utc, sa.literal_column(form))
 
 
-def _row_json() -> Any:
-    """JSON object of a row, as text: for PostgreSQL half the work of row_to_json."""
-    parts: list[Any] = []
-    before = "{"
-    for column in tasks.c:
-        parts += [sa.literal_column(f"""'{before}"{column.name}":'"""), _column_json(column)]
-        before = ","
-    return sa.func.concat(*parts, sa.literal_column("'}'")).label("body")
-
-
-_body = _row_json()
+_description_json = sa.cast(sa.func.to_json(tasks.c.description), sa.Text)
+# JSON object of a row, as text: for PostgreSQL half the work of row_to_json. Each value is JSON, as
+# text or what concat() writes as such.
+_row: dict[str, Any] = {
+    '{"id":': tasks.c.id,
+    ',"user_id":': sa.bindparam("owner_json", type_=sa.Text),  # cheaper than to_json of the column
+    ',"title":': sa.func.to_json(tasks.c.title),
+    ',"description":': sa.func.coalesce(_description_json, sa.literal_column("'null'")),
+    ',"completed":': sa.cast(tasks.c.completed, sa.Text),
+    ',"created_at":': _time_json(tasks.c.created_at),
+    ',"updated_at":': _time_json(tasks.c.updated_at),
+}
+_pairs: Any = ((sa.literal_column(f"'{text}'"), value) for text, value in _row.items())
+_body = sa.func.concat(*itertools.chain(*_pairs), sa.literal_column("'}'")).label("body")
 _owner = sa.bindparam("owner", type_=sa.String)
 _task = sa.bindparam("task", type_=sa.BigInteger)
 _mine = sa.and_(tasks.c.id == _task, tasks.c.user_id == _owner)
@@ -479,24 +453,21 @@ def _new(name: str) -> Any:
     return sa.bindparam(f"new_{name}", type_=tasks.c[name].type)
 
 
-def _new_or_kept(name: str) -> Any:
-    keep = sa.bindparam(f"keep_{name}", type_=sa.Boolean)
-    return sa.case((keep, tasks.c[name]), else_=_new(name))
-
-
 _created = {"user_id": _owner} | {name: _new(name) for name in ("title", "description")}
-_updated = {name: _new_or_kept(name) for name in ("title", "description", "completed")}
-_toggled = {"completed": sa.not_(tasks.c.completed)}
-_now = {"updated_at": sa.func.clock_timestamp()}
+_updated = {
+    name: sa.case((sa.bindparam(f"keep_{name}", type_=sa.Boolean), tasks.c[name]), else_=_new(name))
+    for name in ("title", "description", "completed")
+}
+_update = sa.update(tasks).values(updated_at=sa.func.clock_timestamp())
 
 # Each gives rows of one column: a task as JSON. PROBE gives none: it needs the table and access.
 LIST = _list()
 LIST_BY_COMPLETED = _list(tasks.c.completed == sa.bindparam("completed", type_=sa.Boolean))
 CREATE = compile_statement(sa.insert(tasks).values(_created).returning(_body))
 GET = _one(sa.select(_body).where(_mine), read_only=True)
-UPDATE = _changed(sa.update(tasks).values(_updated | _now))
+UPDATE = _changed(_update.values(_updated))
 DELETE = _changed(sa.delete(tasks))
-TOGGLE = _changed(sa.update(tasks).values(_toggled | _now))
+TOGGLE = _changed(_update.values(completed=sa.not_(tasks.c.completed)))
 PROBE = compile_statement(sa.select(tasks).limit(sa.literal_column("0")), read_only=True)
 
 
@@ -2013,11 +1984,8 @@ def connected(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
             for timer in timers:
                 timer.start()
             yield connection
-        except (psycopg.Error, sa.exc.DBAPIError) as exc:
-            error = getattr(exc, "orig", exc)
-            if isinstance(error, errors.QueryCanceled):
-                raise StartupError(f"the table {tasks.name} is locked by a session") from None
-            raise error from None
+        except errors.QueryCanceled:
+            raise StartupError(f"the table {tasks.name} is locked by a session") from None
         finally:
             for timer in timers:
                 timer.cancel()
@@ -2040,17 +2008,17 @@ def table_differences(connection: psycopg.Connection[Any]) -> list[str]:
 
     The table may be partitioned, with the primary key (user_id, id). Blocks.
     """
-    engine = sa.create_engine(
-        "postgresql+psycopg://", creator=lambda: connection, poolclass=sa.StaticPool
-    )
+    privileges = ("select", "insert", "update", "delete")
+    granted = [sa.func.has_table_privilege(tasks.name, name) for name in privileges]
+    engine = sa.create_engine("postgresql+psycopg://", creator=lambda: connection)
     with engine.connect() as database:
         try:
             there = sa.Table(tasks.name, sa.MetaData(), autoload_with=database, resolve_fks=False)
+            role, *may = database.execute(sa.select(sa.func.current_user(), *granted)).one()
         except sa.exc.NoSuchTableError:
             return [f"no table {tasks.name}; make it with: python todo.py init-db"]
-        privileges = ("select", "insert", "update", "delete")
-        granted = [sa.func.has_table_privilege(tasks.name, name) for name in privileges]
-        role, *may = database.execute(sa.select(sa.func.current_user(), *granted)).one()
+        except sa.exc.DBAPIError as exc:
+            raise exc.orig or exc from None
     found, needed = _columns_of(there), _columns_of(tasks)
     lacks = [
         f"column {name} is {found.get(name, 'missing')}, it must be "
@@ -2355,7 +2323,7 @@ def dev() -> None:
             with tempfile.NamedTemporaryFile("w", dir=folder) as new, suppress(FileExistsError):
                 print(secrets.token_urlsafe(32), end="", file=new, flush=True)
                 os.link(new.name, folder / "better_auth_secret")  # one of several at once wins
-            loaded = load_settings(Settings, env_file=None, secrets_dir=folder)
+            loaded = Settings.load(env_file=None, secrets_dir=folder)
             listener = listen(loaded)
             url = given_url or stack.enter_context(embedded_postgres(folder / "postgres"))
         except OSError as exc:
@@ -2389,21 +2357,21 @@ def main() -> None:
         case "dev":
             dev()
         case "init-db":
-            init_db(load_settings(Settings))
+            init_db(Settings.load())
             print("the table is as schema.sql describes it")  # noqa: T201
         case "check":
             well = True
-            for fine, subject, finding in check(load_settings(Settings), given_token()):
+            for fine, subject, finding in check(Settings.load(), given_token()):
                 print(f"{'ok  ' if fine else 'FAIL'}  {subject}: {finding}")  # noqa: T201
                 well = well and fine
             sys.exit(not well)
         case "token":
             if not USER_ID.fullmatch(arguments.user_id):
                 raise StartupError(BAD_USER_ID)
-            signing = load_settings(TokenSettings, secrets_dir=DEV)
+            signing = TokenSettings.load(secrets_dir=DEV if DEV.is_dir() else None)
             print(sign_token(signing, arguments.user_id, arguments.ttl))  # noqa: T201
         case _:
-            settings = load_settings(Settings)
+            settings = Settings.load()
             serve(settings, listen(settings))
 
 

@@ -170,7 +170,7 @@ def test_faulty_variables_are_named_and_no_others(
     import todo
 
     with pytest.raises(todo.StartupError) as refusal:
-        todo.load_settings(todo.Settings, env_file=None)
+        todo.Settings.load(env_file=None)
     assert set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)*\b", str(refusal.value))) & NAMES == set(
         REFUSED[case]
     )
@@ -231,7 +231,7 @@ def test_a_mistake_in_a_database_url_has_its_own_sentence(
     monkeypatch.setenv("BETTER_AUTH_SECRET", SECRET)
     monkeypatch.setenv("BETTER_AUTH_URL", AUTH_URL)
     with pytest.raises(todo.StartupError) as refused:
-        todo.load_settings(todo.Settings, env_file=None)
+        todo.Settings.load(env_file=None)
     lines = str(refused.value).split("\n")
     assert lines[1].startswith("  NEON_DB_URL is not valid: it ")
     assert sentence in lines[1]
@@ -250,7 +250,7 @@ def test_a_bad_url_is_told_in_our_words(
     monkeypatch.setenv("BETTER_AUTH_URL", url)
     monkeypatch.setenv("ALLOWED_ORIGINS", f"{url},https://{'x' * 64}é.example")
     with pytest.raises(todo.StartupError) as refused:
-        todo.load_settings(todo.Settings, env_file=None)
+        todo.Settings.load(env_file=None)
     assert str(refused.value).split("\n")[1:3] == [
         f"  {name.upper()} is not valid: it must be {todo.Settings.model_fields[name].description}"
         for name in ("better_auth_url", "allowed_origins")
