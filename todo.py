@@ -86,6 +86,7 @@ import tempfile
 import threading
 import time
 import timeit
+import warnings
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence, Sized
@@ -174,6 +175,9 @@ def _postgres_url(url: str) -> str:
                 "leave that out"
             ) from None
         parts = {"port": "unreadable"}
+    for host in str(parts.get("host", "")).split(","):
+        if not host.startswith("/"):  # a folder of sockets
+            host.encode("idna")  # as when it is looked up; UnicodeError is a ValueError
     # What follows a bare @ or / of the password is taken for the host, the port or the database.
     host_and_database = f"{parts.get('host')} {parts.get('dbname')}"
     if "@" in host_and_database or not re.fullmatch(r"[0-9,]*", str(parts.get("port", ""))):
@@ -1966,27 +1970,40 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def connected(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
-    """Connection of a command. A lock that takes longer than CONNECT_GRACE is given up.
+    """Connection of a command, which has to be done within CONNECT_GRACE.
 
     Raises psycopg.Error, and StartupError for a fault that waiting does not end.
     """
+    ended = threading.Event()
+
+    def give_up() -> None:
+        with suppress(psycopg.Error):
+            connection.cancel_safe(timeout=1.0)  # which ends the wait for a lock
+        with suppress(psycopg.Error, OSError):  # it may be closed at any time
+            if not ended.wait(1.0):  # for a server, or a pooler, that says nothing
+                _shut_down(socket.socket(fileno=os.dup(connection.fileno())))
+
     url = settings.neon_db_url.get_secret_value()
     with psycopg.connect(url, prepare_threshold=None, **connection_options(settings)) as connection:
         encoding = connection.info.parameter_status("server_encoding")
         if encoding != "UTF8":
             raise StartupError(f"todo.py needs a database in UTF8: the encoding is {encoding}")
-        waiting = "waiting up to %.0f s for a lock on the table %s"
+        waiting = "waiting up to %.0f s for the database, or a lock on the table %s"
         timers = [
             threading.Timer(1.0, log.warning, [waiting, CONNECT_GRACE, tasks.name]),
-            threading.Timer(CONNECT_GRACE, connection.cancel_safe),
+            threading.Timer(CONNECT_GRACE, give_up),
         ]
         try:
             for timer in timers:
                 timer.start()
             yield connection
-        except errors.QueryCanceled:
-            raise StartupError(f"the table {tasks.name} is locked by a session") from None
+        except errors.QueryCanceled as exc:
+            reason = exc.diag.message_primary
+            raise StartupError(
+                f"the table {tasks.name} is locked by a session ({reason})"
+            ) from None
         finally:
+            ended.set()
             for timer in timers:
                 timer.cancel()
 
@@ -1997,7 +2014,8 @@ def _columns_of(table: sa.Table) -> dict[str, str]:
     for column in table.columns:
         made = column.identity or column.server_default
         if column.name in tasks.columns or not (made or column.nullable):
-            kind = column.type.compile(DIALECT).lower()
+            known = not isinstance(column.type, sa.types.NullType)
+            kind = column.type.compile(DIALECT).lower() if known else "of an unusual type"
             kind += " made by the database" if made else ""
             kinds[column.name] = kind + ("" if column.nullable else " not null")
     return kinds
@@ -2011,7 +2029,7 @@ def table_differences(connection: psycopg.Connection[Any]) -> list[str]:
     privileges = ("select", "insert", "update", "delete")
     granted = [sa.func.has_table_privilege(tasks.name, name) for name in privileges]
     engine = sa.create_engine("postgresql+psycopg://", creator=lambda: connection)
-    with engine.connect() as database:
+    with warnings.catch_warnings(action="ignore"), engine.connect() as database:  # of odd types
         try:
             there = sa.Table(tasks.name, sa.MetaData(), autoload_with=database, resolve_fks=False)
             role, *may = database.execute(sa.select(sa.func.current_user(), *granted)).one()
@@ -2042,6 +2060,27 @@ def table_differences(connection: psycopg.Connection[Any]) -> list[str]:
     if not lacks:
         connection.execute(PROBE.text)  # waits for a lock, unlike all before
     return lacks
+
+
+def write_faults(connection: psycopg.Connection[Any]) -> list[str]:
+    """What the database says to a task that is made, changed and deleted, of which nothing stays.
+
+    Triggers, policies, sequences and constraints of one's own show only so.
+    """
+    values: dict[str, Any] = {"owner": "todo.py check", "owner_json": "null", "new_completed": True}
+    values |= {"new_title": "x" * TITLE_MAX, "new_description": "x" * DESCRIPTION_MAX}
+    values |= dict.fromkeys(("keep_title", "keep_description", "keep_completed"), False)
+    try:
+        with connection.transaction(force_rollback=True):
+            for statement in (CREATE, UPDATE, TOGGLE, DELETE):
+                given = [values[name] for name in statement.parameters]
+                row = psycopg.RawCursor(connection).execute(statement.text, given).fetchone()
+                if not row or not row[0]:
+                    return ["the role does not see its own task: a policy or a trigger hides it"]
+                values["task"] = from_json(row[0])["id"]
+    except psycopg.Error as exc:
+        return [f"a task cannot be written: {exc.diag.message_primary}"]
+    return []
 
 
 def prepare_database(settings: Settings, schema: bytes = b"") -> None:
@@ -2157,7 +2196,7 @@ def check(settings: Settings, token: bytes) -> Iterator[tuple[bool, str, str]]:
             direct = ask().fetchone() == (info.backend_pid,)
             yield True, "connection", "no pooler" if direct else "through a transaction pooler"
             yield True, "round trip", f"{min(timeit.repeat(ask, number=1)) * 1e3:.1f} ms"
-            lacks = table_differences(connection)
+            lacks = table_differences(connection) or write_faults(connection)
             yield not lacks, "table", "; ".join(lacks) or "as schema.sql describes it"
     except (psycopg.Error, StartupError) as exc:
         yield False, "database", " ".join(str(exc).split())

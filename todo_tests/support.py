@@ -1,5 +1,6 @@
 """What the tests share: tokens, a real PostgreSQL, a real server process."""
 
+import math
 import os
 import random
 import re
@@ -334,11 +335,12 @@ class Relay:
     """A TCP relay in front of a server that counts network round trips.
 
     A round trip is the client speaking after the server has had the last word, however many
-    statements and packets it takes.
+    statements and packets it takes. After `until` of them nobody hears anything more.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, until: float = math.inf) -> None:
         self.target = port
+        self.until = until
         self.round_trips = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
@@ -375,7 +377,8 @@ class Relay:
                         return
                     self.round_trips += speaker is client and last is server
                     last = speaker
-                    (server if speaker is client else client).sendall(data)
+                    if self.round_trips <= self.until:
+                        (server if speaker is client else client).sendall(data)
 
 
 # A server process

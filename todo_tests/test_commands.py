@@ -3,19 +3,22 @@
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import httpx
 import jwt
 import psycopg
 import pytest
 
+import todo
 from todo_tests.support import (
     ALL_FILES,
     NO_SETTINGS,
     PASSWORD,
     SECRET,
     Database,
+    OwnPostgres,
+    Relay,
     Serve,
     Server,
     assert_error,
@@ -230,3 +233,23 @@ def test_a_start_without_a_database_is_refused(unreachable: dict[str, Server], c
     assert_refused(server, "NEON_DB_URL", "cannot be reached")
     assert " WARNING " in server.stderr()
     assert "waiting" in server.stderr()
+
+
+def test_a_database_that_falls_silent_ends_a_command(
+    monkeypatch: pytest.MonkeyPatch,
+    make_settings: Callable[..., todo.Settings],
+    local_postgres: OwnPostgres,
+) -> None:
+    """As behind a pooler whose database is away; nothing cancels what nobody hears."""
+    monkeypatch.setattr(todo, "CONNECT_GRACE", 0.5)
+    begun = time.monotonic()
+    with (
+        local_postgres.new_database(schema=True) as url,
+        Relay(local_postgres.port, until=1) as relay,
+    ):
+        settings = make_settings(neon_db_url=relay.url(url))
+        with pytest.raises(todo.StartupError, match="cannot be reached"):
+            todo.prepare_database(settings)
+        findings = {subject: fine for fine, subject, _ in todo.check(settings, b"")}
+    assert (findings["settings"], findings["database"]) == (True, False)
+    assert time.monotonic() - begun < 10.0

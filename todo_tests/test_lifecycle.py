@@ -9,11 +9,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -451,6 +453,29 @@ TABLES = {
         r"an index on \(user_id, completed\) is missing",
     ),
     "key-missing": ("alter table tasks drop constraint tasks_pkey", r"\(id\) or \(user_id, id\)"),
+    "column-of-a-type-that-sqlalchemy-does-not-know": (
+        "alter table tasks add column place point not null",
+        "column place is of an unusual type not null, it must be nullable",
+    ),
+    "users-elsewhere": (
+        (
+            "create table users (id text primary key);"
+            " alter table tasks add foreign key (user_id) references users"
+        ),
+        "a task cannot be written: .* violates foreign key constraint",
+    ),
+    "shorter-titles": (
+        "alter table tasks add check (char_length(title) <= 10)",
+        "a task cannot be written: .* violates check constraint",
+    ),
+    "completed-computed": (
+        (
+            "alter table tasks drop completed,"
+            " add completed boolean not null generated always as (title = 'done') stored;"
+            " create index on tasks (user_id, completed)"
+        ),
+        '"completed" can only be updated to DEFAULT',
+    ),
     "two-faults": (
         (
             "alter table tasks drop column title; drop index tasks_user_id_idx,"
@@ -604,6 +629,49 @@ def test_check_prints_the_grant_that_is_missing_and_it_helps(
     assert check(tmp_path, environment)[0] == 0
     server = serve(database_url=environment["NEON_DB_URL"])
     asyncio.run(Life(server.port).steps(40))
+
+
+GRANT = "grant select, insert, update, delete on tasks"
+FOREIGN = {
+    "a-sequence-without-a-grant": (
+        (
+            "alter table tasks alter id drop identity; create sequence numbers;"
+            " alter table tasks alter id set default nextval('numbers')"
+        ),
+        "a task cannot be written: permission denied for sequence numbers",
+    ),
+    "policies-for-others": (
+        "alter table tasks enable row level security",
+        "a task cannot be written: new row violates row-level security policy",
+    ),
+    "no-policy-for-changes": (
+        (
+            "alter table tasks enable row level security;"
+            " create policy a on tasks for insert with check (true);"
+            " create policy b on tasks for select using (true)"
+        ),
+        "the role does not see its own task",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "said"), FOREIGN.values(), ids=FOREIGN)
+def test_check_tries_what_a_role_may_do(
+    tmp_path: Path, environment: Mapping[str, str], postgres: Database, damage: str, said: str
+) -> None:
+    """And keeps nothing of it."""
+    with postgres.new_database(schema=True) as url, psycopg.connect(url) as owner:
+        role = f"role_{uuid.uuid4().hex}"
+        owner.execute(f"create role {role} login password '{role}'; {damage}; {GRANT} to {role}")
+        owner.commit()
+        parts = urlsplit(url)
+        host = parts.netloc.rpartition("@")[2]
+        theirs = parts._replace(netloc=f"{role}:{role}@{host}").geturl()
+        code, lines = check(tmp_path, {**environment, "NEON_DB_URL": theirs})
+        assert code == 1
+        assert said in about(lines, r"\btable\b")
+        assert owner.execute("select count(*) from tasks").fetchone() == (0,)
+        owner.execute(f"drop owned by {role}; drop role {role}")
 
 
 def test_ctrl_c_twice_ends_it_without_a_traceback(serve: Serve) -> None:

@@ -216,6 +216,10 @@ MISTAKES = {
     "a bare %": (URL.replace("hunter2", "hunter%2"), _PASSWORD),
     "a bare ? behind a bare /": (URL.replace("hunter2", "hunter/2?x"), _PASSWORD),
     "Prisma's parameter": (f"{URL}?sslmode=require&pgbouncer=true", _PARAMETER),
+    "two dots in its host": (
+        URL.replace("127.0.0.1", "ep-cool..neon.tech"),
+        "must be a database URL",
+    ),
     "another database": (URL.replace("postgresql", "mysql"), "must be a database URL"),
 }
 
