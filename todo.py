@@ -49,7 +49,7 @@ from __future__ import annotations
 
 import sys
 
-if __name__ == "__main__":  # Ctrl-C leaves no traceback, also during the imports
+if __name__ in {"__main__", "__mp_main__"}:  # Ctrl-C leaves no traceback, also during the imports
     sys.excepthook = lambda kind, *rest: (
         None if kind is KeyboardInterrupt else sys.__excepthook__(kind, *rest)
     )

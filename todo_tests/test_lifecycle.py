@@ -685,6 +685,16 @@ def test_ctrl_c_twice_ends_it_without_a_traceback(serve: Serve) -> None:
     assert "Traceback" not in server.stderr()
 
 
+def test_ctrl_c_while_workers_start_leaves_no_traceback(serve: Serve) -> None:
+    server = serve({"WORKERS": "2"}, wait=False)
+    process = psutil.Process(server.process.pid)
+    eventually(lambda: len(process.children()) >= 3)  # one tracks what they share
+    time.sleep(0.2)  # they import
+    os.killpg(server.process.pid, signal.SIGINT)
+    assert server.process.wait(15) == 0
+    assert "Traceback" not in server.stderr()
+
+
 @pytest.mark.parametrize("case", TOKENS)
 def test_check_says_whose_a_token_is_or_why_it_is_refused(
     checks: Mapping[str, Future[Check]], case: str
