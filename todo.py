@@ -49,7 +49,7 @@ from __future__ import annotations
 
 import sys
 
-if __name__ in {"__main__", "__mp_main__"}:  # Ctrl-C leaves no traceback, also during the imports
+if __name__ == "__main__":  # Ctrl-C leaves no traceback, also during the imports
     sys.excepthook = lambda kind, *rest: (
         None if kind is KeyboardInterrupt else sys.__excepthook__(kind, *rest)
     )
@@ -93,6 +93,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from functools import lru_cache, partial
+from multiprocessing import resource_tracker
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, cast
@@ -1950,10 +1951,20 @@ class Protocol(HttpToolsProtocol):
             self.transport.abort()
 
 
+TERMINAL = {signal.SIGINT, signal.SIGHUP}
+
+
 class Workers(Multiprocess):
     """uvicorn's supervisor; it closes the listening socket before it ends the workers."""
 
     handle_hup = Multiprocess.handle_term  # not a restart: the terminal is closed
+
+    def init_processes(self) -> None:
+        """Start workers that leave what the terminal signals to the supervisor, from the start."""
+        resource_tracker.ensure_running()  # its start unblocks signals
+        signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL)
+        super().init_processes()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, TERMINAL)
 
     def terminate_all(self) -> None:
         for listener in self.sockets:
