@@ -2391,8 +2391,7 @@ To paste into another terminal:
   curl -s $TASK -H "$AUTH"; echo
   curl -s $TASK -H "$AUTH" -H "$JSON" -X PUT -d '{{"title": "Buy groceries and coffee"}}'; echo
   curl -s $TASK/complete -H "$AUTH" -X PATCH; echo
-  curl -s $TASK -H "$AUTH" -X DELETE -i
-"""
+  curl -s $TASK -H "$AUTH" -X DELETE -i"""
 
 
 def dev() -> None:
@@ -2418,8 +2417,7 @@ def dev() -> None:
         token = sign_token(settings, "demo", 24 * 3600)
         embedded = "a PostgreSQL of its own, with its data in .todo-dev/"
         database = "NEON_DB_URL" if given_url else embedded
-        welcome = WELCOME.format(database=database, url=url_of(listener), token=token)
-        print(welcome, end="", flush=True)  # noqa: T201
+        print(WELCOME.format(database=database, url=url_of(listener), token=token), flush=True)  # noqa: T201
         serve(settings, listener)
 
 
