@@ -38,8 +38,8 @@ Map, each section built only on those above it:
 
 Where a change goes, besides its test and `openapi.yaml`:
 
-    a field of a task    schema.sql, and `alter table` for what exists; `tasks`, `_row`, `_created`
-                         and `_updated`; the models, and MESSAGES for each of pydantic's error types
+    a field of a task    schema.sql, and `alter table` for what exists; `tasks`, `_row`, `_new` and
+                         `_created`; the models, and MESSAGES for each of pydantic's error types
     an operation         a statement, an endpoint, RESOURCES
     an error             ERRORS, README
     a variable           Settings, .env.example, README
@@ -375,7 +375,6 @@ tasks = sa.Table(
 sa.Index("tasks_user_id_idx", tasks.c.user_id)
 sa.Index("tasks_user_id_completed_idx", tasks.c.user_id, tasks.c.completed)
 
-
 # libpq's own way to number parameters: $1, $2, ...
 DIALECT = postgresql.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
 
@@ -454,14 +453,14 @@ def _changed(change: Any) -> Statement:
     return _one(sa.select(change.where(_mine).returning(_body).cte("task").c.body))
 
 
-def _new(name: str) -> Any:
-    return sa.bindparam(f"new_{name}", type_=tasks.c[name].type)
-
-
-_created = {"user_id": _owner} | {name: _new(name) for name in ("title", "description")}
-_updated = {
-    name: sa.case((sa.bindparam(f"keep_{name}", type_=sa.Boolean), tasks.c[name]), else_=_new(name))
+_new = {
+    name: sa.bindparam(f"new_{name}", type_=tasks.c[name].type)
     for name in ("title", "description", "completed")
+}
+_created = {"user_id": _owner, "title": _new["title"], "description": _new["description"]}
+_updated = {
+    name: sa.case((sa.bindparam(f"keep_{name}", type_=sa.Boolean), tasks.c[name]), else_=new)
+    for name, new in _new.items()
 }
 _update = sa.update(tasks).values(updated_at=sa.func.clock_timestamp())
 
@@ -2356,8 +2355,7 @@ To paste into another terminal:
   curl -s $TASK -H "$AUTH"; echo
   curl -s $TASK -H "$AUTH" -H "$JSON" -X PUT -d '{{"title": "Buy groceries and coffee"}}'; echo
   curl -s $TASK/complete -H "$AUTH" -X PATCH; echo
-  curl -s $TASK -H "$AUTH" -X DELETE -i
-"""
+  curl -s $TASK -H "$AUTH" -X DELETE -i"""
 
 
 def dev() -> None:
@@ -2378,14 +2376,12 @@ def dev() -> None:
             url = given_url or stack.enter_context(embedded_postgres(folder / "postgres"))
         except OSError as exc:
             raise StartupError(f"todo.py dev cannot keep its data in {folder}: {exc}") from None
-        values = {**dict(loaded), "neon_db_url": SecretStr(url)}
-        settings = Settings.model_construct(given, **values)
+        settings = Settings.model_construct(given, **dict(loaded) | {"neon_db_url": SecretStr(url)})
         init_db(settings)
         token = sign_token(settings, "demo", 24 * 3600)
         embedded = "a PostgreSQL of its own, with its data in .todo-dev/"
         database = "NEON_DB_URL" if given_url else embedded
-        welcome = WELCOME.format(database=database, url=url_of(listener), token=token)
-        print(welcome, end="", flush=True)  # noqa: T201
+        print(WELCOME.format(database=database, url=url_of(listener), token=token), flush=True)  # noqa: T201
         serve(settings, listener)
 
 
