@@ -1229,7 +1229,7 @@ class Database:
             return query.statement.read_only or isinstance(error, errors.AdminShutdown)
         if isinstance(error, (*NOT_PREPARED, PlanOutdated)):
             return not query.repeated
-        return isinstance(error, (*ROLLED_BACK, *NOT_PREPARED, BatchAborted))
+        return isinstance(error, (*ROLLED_BACK, BatchAborted))
 
     def _dispatch(self) -> None:
         """Send what is ready, on idle connections; leave out what client or deadline has ended."""
