@@ -2089,7 +2089,7 @@ def write_faults(connection: psycopg.Connection[Any]) -> list[str]:
                     return ["the role does not see its own task: a policy or a trigger hides it"]
                 values["task"] = from_json(row[0])["id"]
     except psycopg.Error as exc:
-        return [f"a task cannot be written: {exc.diag.message_primary}"]
+        return [f"a task cannot be written: {exc.diag.message_primary or exc}"]
     return []
 
 
