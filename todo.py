@@ -714,7 +714,8 @@ class KeySet:
             self.fetched_at, self.refresh_at = began, began + KEYS_FRESH
         except JWKS_FAULTS as exc:
             self.refresh_at = loop.time() + KEYS_RETRY
-            log.warning("no keys from %s: %s %s", self.url, type(exc).__name__, exc)
+            place = self.url.partition("?")[0]  # a query may hold a key of the operator's
+            log.warning("no keys from %s: %s %s", place, type(exc).__name__, exc)
         finally:
             self.fetching = None
 

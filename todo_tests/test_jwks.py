@@ -356,6 +356,17 @@ async def test_a_jwks_url_may_be_a_query_alone(
     assert issuer.fetches == ["/?all=1"]
 
 
+async def test_the_query_of_a_jwks_url_is_not_logged(
+    make_settings: Any, issuer: Issuer, user: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    issuer.answer = answer(b"", 500)
+    async with api(make_settings(jwks_url=f"{issuer.url}/jwks?key=hunter2")) as client:
+        assert_unavailable(await get(client, issuer.bearer(user), user))
+    log = capfd.readouterr().err
+    assert f"no keys from {issuer.url}/jwks: ValueError" in log
+    assert "hunter2" not in log
+
+
 async def test_proxies_and_netrc_of_the_environment_do_not_matter(
     client: httpx.AsyncClient, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
