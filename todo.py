@@ -1974,13 +1974,14 @@ class Workers(Multiprocess):
 # Command line: serve, dev, init-db, token, check.
 
 CONNECT_GRACE = 10.0  # seconds that a command waits for a database that is away, or for a lock
+INDEX_GRACE = 3600.0  # seconds that init-db waits: an index of a large table takes its time
 DEV = Path(".todo-dev")  # where `dev` keeps all that is its own
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def connected(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
-    """Connection of a command, which has to be done within CONNECT_GRACE.
+def connected(settings: Settings, grace: float) -> Iterator[psycopg.Connection[Any]]:
+    """Connection of a command, which has to be done within so many seconds.
 
     Raises psycopg.Error, and StartupError for a fault that waiting does not end.
     """
@@ -2000,8 +2001,8 @@ def connected(settings: Settings) -> Iterator[psycopg.Connection[Any]]:
             raise StartupError(f"todo.py needs a database in UTF8: the encoding is {encoding}")
         waiting = "waiting up to %.0f s for the database, or a lock on the table %s"
         timers = [
-            threading.Timer(1.0, log.warning, [waiting, CONNECT_GRACE, tasks.name]),
-            threading.Timer(CONNECT_GRACE, give_up),
+            threading.Timer(1.0, log.warning, [waiting, grace, tasks.name]),
+            threading.Timer(grace, give_up),
         ]
         try:
             for timer in timers:
@@ -2098,7 +2099,7 @@ def prepare_database(settings: Settings, schema: bytes = b"") -> None:
     deadline = time.monotonic() + CONNECT_GRACE
     for attempt in itertools.count():
         try:
-            with connected(settings) as connection:
+            with connected(settings, INDEX_GRACE if schema else CONNECT_GRACE) as connection:
                 connection.execute(schema)  # an empty one does nothing
                 lacks = table_differences(connection)
             break
@@ -2198,7 +2199,7 @@ def check(settings: Settings, token: bytes) -> Iterator[tuple[bool, str, str]]:
     """Findings for the operator: whether it is as it must be, the subject, and what was found."""
     yield True, "settings", ", ".join(sorted(settings.model_fields_set)).upper()
     try:
-        with connected(settings) as connection:
+        with connected(settings, CONNECT_GRACE) as connection:
             info = connection.info
             version = info.parameter_status("server_version")
             yield True, "database", f"PostgreSQL {version} at {info.host}, database {info.dbname}"

@@ -13,6 +13,7 @@ import pytest
 import todo
 from todo_tests.support import (
     ALL_FILES,
+    LOCKED_TABLE,
     NO_SETTINGS,
     PASSWORD,
     SECRET,
@@ -253,3 +254,17 @@ def test_a_database_that_falls_silent_ends_a_command(
         findings = {subject: fine for fine, subject, _ in todo.check(settings, b"")}
     assert (findings["settings"], findings["database"]) == (True, False)
     assert time.monotonic() - begun < 10.0
+
+
+def test_init_db_has_time_for_the_index_of_a_large_table(
+    monkeypatch: pytest.MonkeyPatch,
+    make_settings: Callable[..., todo.Settings],
+    fresh_database: str,
+) -> None:
+    monkeypatch.setattr(todo, "CONNECT_GRACE", 0.3)
+    settings = make_settings(neon_db_url=fresh_database)
+    todo.prepare_database(settings, b"select pg_sleep(1)")
+    with psycopg.connect(fresh_database) as other:
+        other.execute(LOCKED_TABLE)
+        with pytest.raises(todo.StartupError, match="locked by a session .*user request"):
+            todo.prepare_database(settings)
