@@ -266,5 +266,5 @@ def test_init_db_has_time_for_the_index_of_a_large_table(
     todo.prepare_database(settings, b"select pg_sleep(1)")
     with psycopg.connect(fresh_database) as other:
         other.execute(LOCKED_TABLE)
-        with pytest.raises(todo.StartupError, match="locked by a session .*user request"):
+        with pytest.raises(todo.StartupError, match=r"locked by a session .*user request"):
             todo.prepare_database(settings)
