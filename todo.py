@@ -176,9 +176,6 @@ def _postgres_url(url: str) -> str:
                 "leave that out"
             ) from None
         parts = {"port": "unreadable"}
-    for host in str(parts.get("host", "")).split(","):
-        if not host.startswith("/"):  # a folder of sockets
-            host.encode("idna")  # as when it is looked up; UnicodeError is a ValueError
     # What follows a bare @ or / of the password is taken for the host, the port or the database.
     host_and_database = f"{parts.get('host')} {parts.get('dbname')}"
     if "@" in host_and_database or not re.fullmatch(r"[0-9,]*", str(parts.get("port", ""))):
@@ -186,6 +183,9 @@ def _postgres_url(url: str) -> str:
             "it must be postgresql://user:password@host:port/database, "
             "and its password percent-encoded: %40 for @, %2F for /, %23 for #, %25 for %"
         )
+    for host in str(parts.get("host", "")).split(","):
+        if not host.startswith("/"):  # a folder of sockets
+            host.encode("idna")  # as when it is looked up; UnicodeError is a ValueError
     return url
 
 
