@@ -938,9 +938,6 @@ class Connection(psycopg.AsyncConnection[Any]):
 
     async def close(self) -> None:
         self.stop_reading()
-        if self.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:  # it was abandoned
-            with suppress(psycopg.Error):
-                await self.cancel_safe(timeout=1.0)
         await super().close()
 
     def usable(self) -> bool:
@@ -1060,8 +1057,6 @@ DATABASE_PROBLEMS: dict[type[BaseException], str] = {
     **dict.fromkeys((*LOST, errors.DiskFull), "DATABASE_UNAVAILABLE"),
     errors.ReadOnlySqlTransaction: "DATABASE_UNAVAILABLE",  # a standby, until it is promoted
     **dict.fromkeys((TimedOut, errors.LockNotAvailable), "DATABASE_TIMEOUT"),
-    # What is repeated while there is time for that.
-    **dict.fromkeys((*ROLLED_BACK, *NOT_PREPARED, BatchAborted, PlanOutdated), "DATABASE_TIMEOUT"),
 }
 
 # glibc keeps what is freed: 200 MiB after eight lists of 25 MB. malloc_trim gives back the small
@@ -1210,8 +1205,10 @@ class Database:
             try:
                 return await query.rows
             except psycopg.Error as error:
-                if not self._repeats(query, error):
-                    if code := DATABASE_PROBLEMS.get(type(error)):
+                repeats = self._repeats(query, error)
+                late = asyncio.get_running_loop().time() >= query.deadline
+                if late or not repeats:
+                    if code := DATABASE_PROBLEMS.get(type(error), late and "DATABASE_TIMEOUT"):
                         raise Problem(code, str(error) or type(error).__name__) from None
                     raise
                 if isinstance(error, (*LOST, *ROLLED_BACK)):
@@ -1222,8 +1219,6 @@ class Database:
         if isinstance(error, NOT_PREPARED) and self.prepare:
             self.prepare = False
             log.warning("a pooler without prepared statements is in between: doing without")
-        if asyncio.get_running_loop().time() >= query.deadline:
-            return False
         if isinstance(error, LOST) and not query.lost:
             query.lost = True
             return query.statement.read_only or isinstance(error, errors.AdminShutdown)
@@ -1284,6 +1279,9 @@ class Database:
                     self.idle.append(connection)
                     self._dispatch()
                     await connection.released.wait()
+                if connection.pgconn.transaction_status == pq.TransactionStatus.ACTIVE:
+                    with suppress(psycopg.Error):  # what was abandoned
+                        await connection.cancel_safe(timeout=1.0)
                 if not connection.usable():
                     await connection.close()  # the pool makes another
         malloc_trim(0)
@@ -1327,7 +1325,7 @@ class Database:
             self._fail_waiting(reason)
         for _ in range(pauses):
             await asyncio.sleep(RECONNECT_PAUSE)
-            if not self._has_connection():
+            if self.pool.closed or not self._has_connection():
                 break
 
 
@@ -1558,6 +1556,15 @@ def _log_line(scope: Scope, status: int, seconds: float, request_id: bytes) -> s
     )
 
 
+async def _failure_of(answering: Awaitable[None]) -> BaseException | None:
+    """What answering raises: in an `except`, it would be the context of all that it leads to."""
+    try:
+        await answering
+    except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 the last resort (FR-027)
+        return exc
+    return None
+
+
 class ExchangeMiddleware:
     """Request id, CORS, common headers, an answer to every error, one log line.
 
@@ -1601,17 +1608,15 @@ class ExchangeMiddleware:
                 message["headers"] = [*message["headers"], *common, (b"x-request-id", request_id)]
             await send(message)
 
-        try:
-            await app(scope, receive, send_with_headers)
-        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 the last resort (FR-027)
-            if CLIENT_DISCONNECTED in exc.args:
-                fault = f" {CLIENT_DISCONNECTED}"
-            else:
-                problem = self._problem_of(exc)
-                level, cause = problem.level, problem.__cause__
-                fault = f" error={problem}" if problem.reason else ""
-                if not status:
-                    await problem.response(scope, receive, send_with_headers)
+        failure = await _failure_of(app(scope, receive, send_with_headers))
+        if failure is not None and CLIENT_DISCONNECTED not in failure.args:
+            problem = self._problem_of(failure)
+            level, cause = problem.level, problem.__cause__
+            fault = f" error={problem}" if problem.reason else ""
+            if not status:
+                failure = await _failure_of(problem.response(scope, receive, send_with_headers))
+        if failure is not None and CLIENT_DISCONNECTED in failure.args:
+            fault += f" {CLIENT_DISCONNECTED}"
         if log.isEnabledFor(level):
             line = _log_line(scope, status, time.perf_counter() - started, request_id) + fault
             if level == logging.INFO and line.isprintable():
@@ -1726,6 +1731,7 @@ PROGRESS_INTERVAL = 0.5  # seconds between two looks at a connection
 DISCARD_TIME = 2.0  # seconds that the rest of a request beyond REQUEST_MAX is read, for nothing
 SHUTDOWN_DELAY = 1.0  # seconds of a shutdown in which an idle connection may still bring a request
 SHUTDOWN_GRACE = 10  # seconds of a shutdown for what is in flight
+REFUSED_HEADERS = (b"origin", b"x-request-id", b"x-forwarded-for")  # which a refusal heeds
 
 
 class CorkedTransport:
@@ -1817,7 +1823,7 @@ class Protocol(HttpToolsProtocol):
         if cycle is not None and not buffered:
             if not (cycle.response_complete or cycle.more_body):
                 timeout = math.inf  # it waits for us
-            elif self.allowed == HEAD_MAX:
+            elif self.allowed == HEAD_MAX and not cycle.more_body:
                 timeout = KEEP_ALIVE_TIMEOUT  # for its next request
         progress = (self.corked.sent - buffered, timeout)
         now = self.loop.time()
@@ -1915,7 +1921,7 @@ class Protocol(HttpToolsProtocol):
     def _refuse(self, problem: Problem) -> None:
         """Have the app answer what is no request, in its turn, and close; read nothing more."""
         self.unparsed = b""
-        headers = self.headers  # as far as they could be read
+        headers = self.headers or []  # as far as they could be read
         cycle = self.cycle
         if cycle is not None and cycle.more_body:  # it is the body of this that is broken
             headers = list(cycle.scope["headers"])
@@ -1931,7 +1937,8 @@ class Protocol(HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self.parser.feed_data(b"GET / HTTP/1.0\r\n\r\n")
         scope = cast("dict[str, Any]", self.scope)
-        scope.update(method="-", raw_path=b"-", headers=headers, problem=problem)
+        told = [(name, value) for name, value in headers if name in REFUSED_HEADERS]
+        scope.update(method="-", raw_path=b"-", headers=told, problem=problem)
         self.allowed = 0
         # If what still comes stayed unread, the end would reset the answers before it.
         FlowControl.resume_reading(self.flow)

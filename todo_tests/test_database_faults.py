@@ -380,6 +380,8 @@ async def test_logins_that_are_refused_are_few_while_other_connections_work(
     await asyncio.sleep(1.5)
     assert 1 <= postgres.log.count("too many connections for role") <= 2
     assert "no further connection" in server.stderr()
+    assert await asyncio.to_thread(server.stop) == 0
+    assert "couldn't stop" not in server.stderr()
 
 
 # Kills

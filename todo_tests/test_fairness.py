@@ -543,6 +543,16 @@ async def test_a_late_create_that_fails_undoes_its_batch_all_the_same(
         assert stored == [("first",), ("kept",)]
 
 
+async def test_a_statement_that_cannot_be_done_is_no_timeout(
+    in_process: tuple[todo.Database, str], postgres: Database
+) -> None:
+    """It has the SQLSTATE of an outdated plan, for which it is repeated, but once."""
+    database, url = in_process
+    refuse = AT_ONCE.replace("raise 'no'", "raise 'no' using errcode = '0A000'")
+    postgres.execute(refuse, database_url=url)
+    assert await outcomes(database, [(5.0, todo.CREATE, {"new_title": "broken"})]) == ["no"]
+
+
 TAKE_NAME = """
 create function take_name() returns int language plpgsql as
     $$ begin execute 'prepare "{name}" as select 1'; return 1; end $$

@@ -70,6 +70,9 @@ STALLS: dict[str, Callable[[Caller], AsyncIterator[bytes]]] = {
     "body-does-not-begin": lambda c: pieces(a_body(c, Content_Length=len(BODY))),
     "body-lacks-one-byte": lambda c: pieces(a_body(c, Content_Length=len(BODY) + 1) + BODY),
     "body-drips-for-ever": lambda c: pieces(a_body(c, Content_Length=99) + BODY, b" " * 72),
+    "body-stops-a-head-before-the-limit": lambda c: pieces(
+        a_body(c, Content_Length=10**6).ljust(2**20 - 2**16, b"x")
+    ),
     "chunks-do-not-end": lambda c: pieces(
         a_body(c, Transfer_Encoding="chunked") + b"%x\r\n%b\r\n" % (len(BODY), BODY)
     ),

@@ -747,6 +747,22 @@ async def test_a_page_may_read_why_its_request_is_refused(
     assert (last.status, *told) == (status, "http://localhost:3000", "mine")
 
 
+@pytest.mark.parametrize("before", [b"", LAST.replace(b"close", b"keep-alive")])
+async def test_lines_without_end_are_no_head(server: Server, before: bytes) -> None:
+    is_last((await answers(server.port, before + b"\r\n" * 2**16))[-1], 431, HEADERS_TOO_LARGE)
+
+
+@pytest.mark.parametrize("first", [GET.replace(b"healthz", b"api/x/tasks"), SMUGGLED[:-2]])
+@pytest.mark.parametrize("junk", [b"JUNK\r\n\r\n", b"CONNECT a:1 HTTP/1.1\r\n\r\n"])
+async def test_junk_behind_an_error_has_its_own_answer(
+    server: Server, first: bytes, junk: bytes
+) -> None:
+    """So far behind that it is parsed when the error has been answered."""
+    request = first + b"\r\n" + LAST.replace(b"close", b"keep-alive")
+    *_, last = await answers(server.port, request + b"\r\n" * 2100 + junk)
+    is_last(last, 400, BAD_REQUEST)
+
+
 LONG = """
 insert into tasks (user_id, title, description)
 select %s, 'Task ' || n, repeat('x', 1000) from generate_series(1, 3000) n
@@ -765,6 +781,21 @@ async def test_a_long_answer_before_junk_arrives_whole(server: Server, database_
     writer.close()
     assert (own.status, len(own.body)) == (200, 3000)
     is_last(last, 400, BAD_REQUEST)
+
+
+async def test_a_client_that_leaves_before_it_has_read_an_error_is_logged(
+    server: Server, database_url: str
+) -> None:
+    """The error waits for its reader, behind a long answer."""
+    caller = Caller(server.port)
+    with psycopg.connect(database_url) as connection:
+        connection.execute(LONG, [caller.user])
+    _, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=2**10)
+    writer.write((caller.head("GET", "") + SMUGGLED) * 20)
+    await asyncio.sleep(1.0)
+    writer.transport.abort()
+    log = await asyncio.to_thread(server.wait_for, "the client disconnected")
+    assert re.search("GET /smuggled 404 .* the client disconnected", log)
 
 
 def test_the_log_of_all_this_holds_no_traceback(server: Server) -> None:

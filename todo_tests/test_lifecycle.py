@@ -685,6 +685,33 @@ def test_ctrl_c_twice_ends_it_without_a_traceback(serve: Serve) -> None:
     assert "Traceback" not in server.stderr()
 
 
+def test_a_second_ctrl_c_waits_for_no_silent_database(
+    own_postgres: NewPostgres, serve: Serve
+) -> None:
+    postgres = own_postgres()
+    server = serve(database_url=postgres.create_database(schema=True))
+    caller = Caller(server.port)
+    assert postgres.process is not None
+    main = psutil.Process(postgres.process.pid)
+    asyncio.run(caller.ask("GET", ""))
+    stopped = [main, *main.children(recursive=True)]
+    try:
+        for process in stopped:
+            process.suspend()
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(caller.head("GET", ""))
+            time.sleep(0.2)
+            server.process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+            begun = time.monotonic()
+            server.stop(signal.SIGINT)
+    finally:
+        for process in stopped:
+            process.resume()
+    assert time.monotonic() - begun < 0.8
+    assert "Traceback" not in server.stderr()
+
+
 def test_ctrl_c_while_workers_start_leaves_no_traceback(serve: Serve) -> None:
     server = serve({"WORKERS": "2"}, wait=False)
     process = psutil.Process(server.process.pid)
