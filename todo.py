@@ -1980,48 +1980,45 @@ class Workers(Multiprocess):
 
 # Command line: serve, dev, init-db, token, check.
 
-CONNECT_GRACE = 10.0  # seconds that a command waits for a database that is away, or for a lock
-INDEX_GRACE = 3600.0  # seconds that init-db waits: an index of a large table takes its time
+CONNECT_GRACE = 10.0  # seconds that a command waits for a database that is away
+ANSWER_GRACE = 12.0  # seconds that a command has, or a silent database before it is hung up on
+INDEX_GRACE = 3600.0  # the same for init-db: an index of a large table takes its time
+LOCK_LIMIT = b"set local lock_timeout = '10s';"  # a plain SET would outlive us in a pooler
 DEV = Path(".todo-dev")  # where `dev` keeps all that is its own
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def connected(settings: Settings, grace: float) -> Iterator[psycopg.Connection[Any]]:
-    """Connection of a command, which has to be done within so many seconds.
+    """Connection of a command, which is hung up on after so many seconds.
 
     Raises psycopg.Error, and StartupError for a fault that waiting does not end.
     """
-    ended = threading.Event()
 
-    def give_up() -> None:
-        with suppress(psycopg.Error):
-            connection.cancel_safe(timeout=1.0)  # which ends the wait for a lock
+    def hang_up() -> None:
         with suppress(psycopg.Error, OSError):  # it may be closed at any time
-            if not ended.wait(1.0):  # for a server, or a pooler, that says nothing
-                _shut_down(socket.socket(fileno=os.dup(connection.fileno())))
+            _shut_down(socket.socket(fileno=os.dup(connection.fileno())))
 
     url = settings.neon_db_url.get_secret_value()
     with psycopg.connect(url, prepare_threshold=None, **connection_options(settings)) as connection:
         encoding = connection.info.parameter_status("server_encoding")
         if encoding != "UTF8":
             raise StartupError(f"todo.py needs a database in UTF8: the encoding is {encoding}")
-        waiting = "waiting up to %.0f s for the database, or a lock on the table %s"
+        waiting = "waiting for the database, or for a lock on the table %s"
         timers = [
-            threading.Timer(1.0, log.warning, [waiting, grace, tasks.name]),
-            threading.Timer(grace, give_up),
+            threading.Timer(1.0, log.warning, [waiting, tasks.name]),
+            threading.Timer(grace, hang_up),
         ]
         try:
             for timer in timers:
                 timer.start()
             yield connection
-        except errors.QueryCanceled as exc:
+        except (errors.LockNotAvailable, errors.QueryCanceled) as exc:
             reason = exc.diag.message_primary
             raise StartupError(
                 f"the table {tasks.name} is locked by a session ({reason})"
             ) from None
         finally:
-            ended.set()
             for timer in timers:
                 timer.cancel()
 
@@ -2048,6 +2045,7 @@ def table_differences(connection: psycopg.Connection[Any]) -> list[str]:
     granted = [sa.func.has_table_privilege(tasks.name, name) for name in privileges]
     engine = sa.create_engine("postgresql+psycopg://", creator=lambda: connection)
     with warnings.catch_warnings(action="ignore"), engine.connect() as database:  # of odd types
+        connection.execute(b"begin;" + LOCK_LIMIT)  # until the end of the block
         try:
             there = sa.Table(tasks.name, sa.MetaData(), autoload_with=database, resolve_fks=False)
             role, *may = database.execute(sa.select(sa.func.current_user(), *granted)).one()
@@ -2076,7 +2074,7 @@ def table_differences(connection: psycopg.Connection[Any]) -> list[str]:
         grantee = DIALECT.identifier_preparer.quote(role)
         lacks.append(f"the role may not {refused}: grant {refused} on {tasks.name} to {grantee};")
     if not lacks:
-        connection.execute(PROBE.text)  # waits for a lock, unlike all before
+        connection.execute(LOCK_LIMIT + PROBE.text)
     return lacks
 
 
@@ -2090,6 +2088,7 @@ def write_faults(connection: psycopg.Connection[Any]) -> list[str]:
     values |= dict.fromkeys(("keep_title", "keep_description", "keep_completed"), False)
     try:
         with connection.transaction(force_rollback=True):
+            connection.execute(LOCK_LIMIT)
             for statement in (CREATE, UPDATE, TOGGLE, DELETE):
                 given = [values[name] for name in statement.parameters]
                 row = psycopg.RawCursor(connection).execute(statement.text, given).fetchone()
@@ -2106,8 +2105,8 @@ def prepare_database(settings: Settings, schema: bytes = b"") -> None:
     deadline = time.monotonic() + CONNECT_GRACE
     for attempt in itertools.count():
         try:
-            with connected(settings, INDEX_GRACE if schema else CONNECT_GRACE) as connection:
-                connection.execute(schema)  # an empty one does nothing
+            with connected(settings, INDEX_GRACE if schema else ANSWER_GRACE) as connection:
+                connection.execute(LOCK_LIMIT + schema)
                 lacks = table_differences(connection)
             break
         except psycopg.OperationalError as exc:
@@ -2206,7 +2205,7 @@ def check(settings: Settings, token: bytes) -> Iterator[tuple[bool, str, str]]:
     """Findings for the operator: whether it is as it must be, the subject, and what was found."""
     yield True, "settings", ", ".join(sorted(settings.model_fields_set)).upper()
     try:
-        with connected(settings, CONNECT_GRACE) as connection:
+        with connected(settings, ANSWER_GRACE) as connection:
             info = connection.info
             version = info.parameter_status("server_version")
             yield True, "database", f"PostgreSQL {version} at {info.host}, database {info.dbname}"

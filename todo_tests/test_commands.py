@@ -243,6 +243,7 @@ def test_a_database_that_falls_silent_ends_a_command(
 ) -> None:
     """As behind a pooler whose database is away; nothing cancels what nobody hears."""
     monkeypatch.setattr(todo, "CONNECT_GRACE", 0.5)
+    monkeypatch.setattr(todo, "ANSWER_GRACE", 0.5)
     begun = time.monotonic()
     with (
         local_postgres.new_database(schema=True) as url,
@@ -261,10 +262,11 @@ def test_init_db_has_time_for_the_index_of_a_large_table(
     make_settings: Callable[..., todo.Settings],
     fresh_database: str,
 ) -> None:
-    monkeypatch.setattr(todo, "CONNECT_GRACE", 0.3)
+    monkeypatch.setattr(todo, "ANSWER_GRACE", 2.0)
+    monkeypatch.setattr(todo, "LOCK_LIMIT", b"set local lock_timeout = '100ms';")
     settings = make_settings(neon_db_url=fresh_database)
-    todo.prepare_database(settings, b"select pg_sleep(1)")
+    todo.prepare_database(settings, b"select pg_sleep(3)")
     with psycopg.connect(fresh_database) as other:
         other.execute(LOCKED_TABLE)
-        with pytest.raises(todo.StartupError, match=r"locked by a session .*user request"):
+        with pytest.raises(todo.StartupError, match=r"locked by a session .*lock timeout"):
             todo.prepare_database(settings)
