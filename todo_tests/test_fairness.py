@@ -404,6 +404,7 @@ async def test_a_create_that_fails_spoils_no_other_of_its_batch(
         assert [task["title"] for task in stored] == [title] * (title != "broken")
 
 
+@pytest.mark.slow
 async def test_creates_that_a_shutdown_undoes_are_sent_again(
     one_connection: tuple[Server, str], postgres: Database
 ) -> None:
@@ -524,6 +525,7 @@ async def late_ends(url: str) -> AsyncIterator[str]:
         yield url.replace(f":{parts.port}/", f":{port}/") + "?sslmode=disable"
 
 
+@pytest.mark.slow
 async def test_a_late_create_that_fails_undoes_its_batch_all_the_same(
     postgres: Database, make_settings: Callable[..., todo.Settings]
 ) -> None:
