@@ -378,7 +378,11 @@ class Relay:
                     self.round_trips += speaker is client and last is server
                     last = speaker
                     if self.round_trips <= self.until:
-                        (server if speaker is client else client).sendall(data)
+                        self.pass_on(data, server if speaker is client else client)
+
+    def pass_on(self, data: bytes, listener: socket.socket) -> None:
+        """For relays that do more than that."""
+        listener.sendall(data)
 
 
 # A server process

@@ -5,11 +5,12 @@ SC-006; design 5: one user never holds more than half of the connections.
 
 import asyncio
 import itertools
+import socket
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -21,6 +22,7 @@ from todo_tests.support import (
     LOCKED_TABLE,
     Database,
     OwnPostgres,
+    Relay,
     Serve,
     Server,
     new_user,
@@ -497,51 +499,37 @@ async def test_what_is_undone_with_its_batch_too_late_to_repeat_says_so(
     assert told == ["done", "DATABASE_TIMEOUT: InFailedSqlTransaction", "no"]
 
 
-@asynccontextmanager
-async def late_ends(url: str) -> AsyncIterator[str]:
-    """The same database through a relay: behind an error, the end of its answer is 0.2 s late."""
-    parts = urlsplit(url)
+class LateEnds(Relay):
+    """Behind an error, the end of its answer is 0.2 s late."""
 
-    async def relay(from_client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
-        from_server, to_server = await asyncio.open_connection(parts.hostname, parts.port)
-
-        async def down() -> None:
-            while data := await from_server.read(65536):
-                if b"Mno\0" in data:
-                    end = data.rfind(READY)
-                    to_client.write(data[:end])
-                    await asyncio.sleep(0.2)
-                    data = data[end:]
-                to_client.write(data)
-
-        async with asyncio.TaskGroup() as group:
-            group.create_task(down())
-            while data := await from_client.read(65536):
-                to_server.write(data)
-            to_server.close()
-
-    async with await asyncio.start_server(relay, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        yield url.replace(f":{parts.port}/", f":{port}/") + "?sslmode=disable"
+    def pass_on(self, data: bytes, listener: socket.socket) -> None:
+        if b"Mno\0" in data:
+            end = data.rfind(READY)
+            listener.sendall(data[:end])
+            time.sleep(0.2)
+            data = data[end:]
+        listener.sendall(data)
 
 
 @pytest.mark.slow
 async def test_a_late_create_that_fails_undoes_its_batch_all_the_same(
-    postgres: Database, make_settings: Callable[..., todo.Settings]
+    local_postgres: OwnPostgres, make_settings: Callable[..., todo.Settings]
 ) -> None:
     """Its client has an answer by then, but its neighbour's row is gone, and is made once more."""
-    with postgres.new_database(schema=True) as url:
+    with (
+        local_postgres.new_database(schema=True) as url,
+        LateEnds(local_postgres.port) as relay,
+    ):
         slow = SLOW_INSERTS.replace("0.02", "0.3")
-        postgres.execute(slow + ";" + AT_ONCE, database_url=url)
-        async with late_ends(url) as late:
-            database = todo.Database(make_settings(neon_db_url=late, db_pool_size=1))
-            await database.open()
-            titles = ((5.0, "first"), (5.0, "kept"), (0.2, "broken"))
-            queries = [(seconds, todo.CREATE, {"new_title": title}) for seconds, title in titles]
-            told = await outcomes(database, queries)
-            await database.close()
+        local_postgres.execute(slow + ";" + AT_ONCE, database_url=url)
+        database = todo.Database(make_settings(neon_db_url=relay.url(url), db_pool_size=1))
+        await database.open()
+        titles = ((5.0, "first"), (5.0, "kept"), (0.2, "broken"))
+        queries = [(seconds, todo.CREATE, {"new_title": title}) for seconds, title in titles]
+        told = await outcomes(database, queries)
+        await database.close()
         assert told == ["done", "done", "DATABASE_TIMEOUT: no answer in time"]
-        stored = postgres.execute("select title from tasks order by id", database_url=url)
+        stored = local_postgres.execute("select title from tasks order by id", database_url=url)
         assert stored == [("first",), ("kept",)]
 
 
