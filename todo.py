@@ -876,10 +876,10 @@ class Query:
         self.owner = values.get("owner")
         self.deadline = deadline  # in the loop's time
 
-    def resolve(self, error: psycopg.Error | None = None) -> None:
+    def resolve(self) -> None:
         """Set the first column of the rows, or the error, unless client or deadline were first."""
-        result, self.result = self.result, None  # which the traceback of an error would keep
-        error, self.error = error or self.error, None
+        result, error = self.result, self.error
+        self.result = self.error = None  # a result would be kept by the traceback of an error
         if self.rows.done():
             return
         if error:
@@ -1033,8 +1033,8 @@ class Connection(psycopg.AsyncConnection[Any]):
         failed = [query.error for query in queries if query.error]
         if any(isinstance(error, PlanOutdated) for error in failed):
             self.stop_reading()  # its prepared statements are for the table as it was
-        for query in queries:
-            if failed and not query.statement.read_only:
+        if failed and not queries[0].statement.read_only:
+            for query in queries:
                 query.result = None  # it came, but the transaction is undone
         self.batch_ended(self, queries)
 
@@ -1189,7 +1189,8 @@ class Database:
         self.unreachable = reason
         waiting, self.queue = self.queue, QueryQueue(self.queue.owner_limit)
         for query in waiting.unfinished():
-            query.resolve(ConnectionLost(reason))
+            query.error = ConnectionLost(reason)
+            query.resolve()
 
     async def run(self, statement: Statement, **values: Any) -> list[bytes | None]:
         """First column of the rows. Raises Problem if the database is away or slow.
@@ -1732,6 +1733,7 @@ DISCARD_TIME = 2.0  # seconds that the rest of a request beyond REQUEST_MAX is r
 SHUTDOWN_DELAY = 1.0  # seconds of a shutdown in which an idle connection may still bring a request
 SHUTDOWN_GRACE = 10  # seconds of a shutdown for what is in flight
 REFUSED_HEADERS = (b"origin", b"x-request-id", b"x-forwarded-for")  # which a refusal heeds
+TERMINAL = {signal.SIGINT, signal.SIGHUP}  # what a terminal sends to all of its processes
 
 
 class CorkedTransport:
@@ -1957,9 +1959,6 @@ class Protocol(HttpToolsProtocol):
             self.transport.abort()
 
 
-TERMINAL = {signal.SIGINT, signal.SIGHUP}
-
-
 class Workers(Multiprocess):
     """uvicorn's supervisor; it closes the listening socket before it ends the workers."""
 
@@ -1981,7 +1980,7 @@ class Workers(Multiprocess):
 # Command line: serve, dev, init-db, token, check.
 
 CONNECT_GRACE = 10.0  # seconds that a command waits for a database that is away
-ANSWER_GRACE = 12.0  # seconds that a command has, or a silent database before it is hung up on
+ANSWER_GRACE = 12.0  # seconds until a command hangs up on a silent database; past LOCK_LIMIT
 INDEX_GRACE = 3600.0  # the same for init-db: an index of a large table takes its time
 LOCK_LIMIT = b"set local lock_timeout = '10s';"  # a plain SET would outlive us in a pooler
 DEV = Path(".todo-dev")  # where `dev` keeps all that is its own
@@ -2083,9 +2082,9 @@ def write_faults(connection: psycopg.Connection[Any]) -> list[str]:
 
     Triggers, policies, sequences and constraints of one's own show only so.
     """
-    values: dict[str, Any] = {"owner": "todo.py check", "owner_json": "null", "new_completed": True}
-    values |= {"new_title": "x" * TITLE_MAX, "new_description": "x" * DESCRIPTION_MAX}
-    values |= dict.fromkeys(("keep_title", "keep_description", "keep_completed"), False)
+    longest = {"title": "x" * TITLE_MAX, "description": "x" * DESCRIPTION_MAX}
+    values = TaskUpdate(**longest, completed=True).values()
+    values |= {"owner": "todo.py check", "owner_json": "null"}
     try:
         with connection.transaction(force_rollback=True):
             connection.execute(LOCK_LIMIT)
