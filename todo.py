@@ -127,228 +127,17 @@ from uvicorn.supervisors import Multiprocess
 HERE = Path(__file__).resolve().parent
 log = logging.getLogger("todo")
 
-# Settings: environment variables, StartupError and logs.
 
-# What Better Auth falls back to when nobody sets a secret, and what `.env.example` says.
-KNOWN_SECRETS = {
-    "better-auth-secret-12345678901234567890",
-    "replace-me-with-the-secret-of-your-better-auth",
-}
-SECRET_MIN = 32  # bytes, by the specification
-PORT_MAX = 65535
-LOG_DELAY = 0.02  # seconds for which lines are gathered before they are written
-LOG_MAX = 2_000  # lines that wait for a slow reader
-LOG_GRACE = 1.0  # seconds that the end of the process waits for the reader
+####################################################################################################
+# THE SERVICE
+#
+# What the Todo API does, from the table to the app. Nothing below it is needed to read it.
+####################################################################################################
 
 
-class StartupError(SystemExit):
-    """Raised if the service cannot start; its text is all that the operator gets to see."""
+# === Table and statements =========================================================================
+# The table as schema.sql makes it, and every statement that the service runs.
 
-
-def origin_of(url: str) -> str:
-    """Origin of an http(s) URL as browsers and Better Auth write it (RFC 6454 section 6.2).
-
-    Raises ValueError for anything else, and for a user in it.
-    """
-    if not re.match(r"https?://[^/?#@]+([/?#]|$)", url, re.IGNORECASE):
-        raise ValueError
-    parts = urlsplit(str(HttpUrl(url)))  # which reads it by the URL standard, as browsers do
-    return f"{parts.scheme}://{parts.netloc}"
-
-
-# The operator reads the text of this error; for any other the description of the variable, because
-# a library's own text may quote the value.
-Mistake = partial(PydanticCustomError, "mistake")
-
-
-def _postgres_url(url: str) -> str:
-    """Check a database URL; the sentence for a mistake shows nothing of it."""
-    if re.match(r"(psql\s|['\"])", url):
-        raise Mistake("it is only what stands between the quotes of a psql command")
-    if not re.match(r"postgres(ql)?://.", url):
-        raise ValueError
-    try:
-        parts = conninfo_to_dict(url)
-    except psycopg.Error as exc:
-        if "invalid URI query parameter" in str(exc):
-            raise Mistake(
-                "it has a parameter that PostgreSQL does not know, such as pgbouncer=true: "
-                "leave that out"
-            ) from None
-        parts = {"port": "unreadable"}
-    # What follows a bare @ or / of the password is taken for the host, the port or the database.
-    host_and_database = f"{parts.get('host')} {parts.get('dbname')}"
-    if "@" in host_and_database or not re.fullmatch(r"[0-9,]*", str(parts.get("port", ""))):
-        raise Mistake(
-            "it must be postgresql://user:password@host:port/database, "
-            "and its password percent-encoded: %40 for @, %2F for /, %23 for #, %25 for %"
-        )
-    for host in str(parts.get("host", "")).split(","):
-        if not host.startswith("/"):  # a folder of sockets
-            host.encode("idna")  # as when it is looked up; UnicodeError is a ValueError
-    return url
-
-
-def _strong_secret(secret: str) -> str:
-    if len(secret.encode()) < SECRET_MIN or secret in KNOWN_SECRETS:
-        raise ValueError
-    return secret
-
-
-def _split(value: Any) -> Any:
-    return [item.strip() for item in value.split(",")] if isinstance(value, str) else value
-
-
-Url = Annotated[str, AfterValidator(lambda url: origin_of(url) and url)]
-Origin = Annotated[str, Field(pattern=r"^\w+://[^/?#*\s]+$"), AfterValidator(origin_of)]
-
-
-class TokenSettings(BaseSettings):
-    """What signing a token needs; each description completes the sentence "NAME must be ..."."""
-
-    model_config = SettingsConfigDict(
-        env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
-    )
-
-    better_auth_secret: Annotated[SecretStr, BeforeValidator(_strong_secret)] = Field(
-        description=f"Better Auth's own secret, of {SECRET_MIN} bytes or more, "
-        "neither its public default nor the placeholder of .env.example",
-    )
-
-    @classmethod
-    def load(cls, *, env_file: str | None = ".env", secrets_dir: Path | None = None) -> Self:
-        """Settings from the environment. Raises StartupError that names every faulty variable."""
-        try:
-            return cls(_env_file=env_file, _secrets_dir=secrets_dir)  # type: ignore[call-arg] # complete
-        except (OSError, UnicodeDecodeError) as exc:
-            reason = getattr(exc, "strerror", "it is not UTF-8")
-            source = getattr(exc, "filename", None) or env_file or secrets_dir
-            raise StartupError(f"todo.py cannot read {source} ({reason})") from None
-        except ValidationError as exc:
-            lines = {}  # by name: each of several origins may be a fault
-            for fault in exc.errors():
-                name = str(fault["loc"][0])
-                kind = "missing" if fault["type"] == "missing" else "not valid"
-                rule = f"it must be {cls.model_fields[name].description}"
-                why = fault["msg"] if fault["type"] == "mistake" else rule
-                lines[name] = f"  {name.upper()} is {kind}: {why}\n"
-            raise StartupError(
-                "These settings are missing or not valid:\n"
-                + "".join(lines.values())
-                + "Set them in the environment or in .env (.env.example explains each variable).\n"
-                "To try the service with nothing to set: python todo.py dev"
-            ) from None
-
-
-class Settings(TokenSettings):
-    """The service's environment variables, upper-case, from the environment or `.env`."""
-
-    neon_db_url: Annotated[SecretStr, BeforeValidator(_postgres_url)] = Field(
-        description="a database URL, postgresql://user:password@host:port/database",
-    )
-    better_auth_url: Url = Field(
-        pattern=r"^[^?#]*$",
-        description="the http(s) URL of the Better Auth server, such as http://localhost:3000",
-    )
-    allowed_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split)] = Field(
-        ("http://localhost:3000", "http://127.0.0.1:3000"),
-        description="origins between commas, each scheme://host[:port], never *",
-    )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="DEBUG, INFO, WARNING or ERROR"
-    )
-    host: str = Field("127.0.0.1", description="the address to listen on, such as 0.0.0.0")
-    port: int = Field(8000, ge=1, le=PORT_MAX, description=f"a port number from 1 to {PORT_MAX}")
-    workers: int = Field(1, ge=1, le=100, description="the number of processes, 1 to 100")
-    db_pool_size: int = Field(10, ge=1, le=100, description="connections of each process, 1 to 100")
-    db_timeout: float = Field(
-        5.0, gt=0, le=60, description="seconds that a request may wait, up to 60"
-    )
-    jwt_issuer: str | None = Field(None, description="the iss that tokens must carry")
-    jwt_audience: str | None = Field(None, description="the aud that tokens must carry")
-    jwks_url: Url | None = Field(None, description="the http(s) URL of Better Auth's JWKS")
-
-
-@lru_cache(maxsize=2)
-def _second(seconds: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-
-
-def log_time(now: float) -> str:
-    return f"{_second(int(now))}.{int(now % 1 * 1000):03d}Z"
-
-
-class LogHandler(logging.Handler):
-    """Writes to stderr from a thread, so that a reader of the log who sleeps stops no request.
-
-    Lines are out within LOG_DELAY. What goes beyond LOG_MAX lines is dropped, and counted.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.entries: SimpleQueue[str | threading.Event] = SimpleQueue()  # a line, or a flush
-        self.dropped = 0
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One record a line, whatever a hostile caller puts into it; tracebacks are indented."""
-        lines = [f"{log_time(record.created)} {record.levelname} {record.getMessage()}"]
-        if record.exc_info:
-            trace = logging.Formatter().formatException(record.exc_info)
-            lines += [f"    | {line}" for line in trace.split("\n")]
-        return "\n".join(line if line.isprintable() else repr(line)[1:-1] for line in lines)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.write(self.format(record))
-
-    def write(self, line: str) -> None:
-        if self.entries.qsize() < LOG_MAX:
-            self.entries.put(line)
-        else:
-            self.dropped += 1
-
-    def flush(self) -> None:
-        """Wait until all is written, for LOG_GRACE at the most; `logging` calls it at the end."""
-        written = threading.Event()
-        self.entries.put(written)
-        written.wait(LOG_GRACE)
-
-    def _run(self) -> None:
-        while True:
-            entries = [self.entries.get()]
-            time.sleep(LOG_DELAY)
-            entries += [self.entries.get() for _ in range(self.entries.qsize())]
-            if self.dropped:
-                entries.append(f"{log_time(time.time())} WARNING {self.dropped} lines dropped")
-                self.dropped = 0
-            pieces = [b""]
-            for entry in entries:
-                line = f"{entry}\n".encode() if isinstance(entry, str) else b""
-                # What a pipe takes at once does not mix with the lines of other processes.
-                if len(pieces[-1]) + len(line) > select.PIPE_BUF:
-                    pieces.append(b"")
-                pieces[-1] += line
-            # If stderr was closed at the start, descriptor 2 may be something else by now.
-            for piece in pieces if sys.stderr is not None else ():
-                with suppress(OSError):  # nobody reads any more
-                    os.write(2, piece)
-            for entry in entries:
-                if isinstance(entry, threading.Event):
-                    entry.set()
-
-
-def configure_logging(level: str) -> LogHandler:
-    """Send our records, the pool's and uvicorn's warnings to stderr. Harmless when repeated."""
-    [handler] = [each for each in log.handlers if isinstance(each, LogHandler)] or [LogHandler()]
-    for name in ("todo", "psycopg.pool", "uvicorn"):
-        logger = logging.getLogger(name)
-        logger.handlers = [handler]
-        logger.propagate = False
-        logger.setLevel(level if name == "todo" else max(logging.WARNING, getattr(logging, level)))
-    return handler
-
-
-# Schema: the table as schema.sql makes it, and every statement the service runs.
 
 TITLE_MAX = 200
 DESCRIPTION_MAX = 1000
@@ -474,7 +263,8 @@ TOGGLE = _changed(_update.values(completed=sa.not_(tasks.c.completed)))
 PROBE = compile_statement(sa.select(tasks).limit(sa.literal_column("0")), read_only=True)
 
 
-# Models: request bodies, and the plain words for what can be wrong with them.
+# === Models =======================================================================================
+# Request bodies, and the plain words for what can be wrong with them.
 
 
 def _without_nul(text: str) -> str:
@@ -528,7 +318,10 @@ BAD_USER_ID = (
 )
 BAD_TASK_ID = f"Task id must be a whole number from 1 to {TASK_ID_MAX}"
 
-# Errors: one table from code to status and sentence; nothing else picks the status of an error.
+
+# === Errors =======================================================================================
+# One table from error code to status and sentence; nothing else picks the status of an error.
+
 
 _UNEXPECTED = "An unexpected error occurred. Please try again later."
 _BAD_TOKEN = "Invalid or expired authentication token."  # noqa: S105 a sentence
@@ -588,7 +381,201 @@ class Problem(Exception):
         self.response = JSONResponse(body, status, {**_HEADERS.get(code, {}), **headers})
 
 
-# Authentication: bearer tokens, by section 6 of the design, RFC 7515, 7517, 7519 and 8725.
+# === Endpoints ====================================================================================
+# One function an operation, and the route of each path.
+
+
+BODY_MAX = 64 * 1024  # bytes
+CLIENT_DISCONNECTED = "the client disconnected"  # as the HTTP server cancels the task
+USER_ID = re.compile(rf"[^/\x00-\x1f\x7f-\x9f]{{1,{USER_ID_MAX}}}")
+TASK_ID = re.compile(r"[1-9][0-9]{0,18}")
+
+Handler = Response | Callable[[Request], Awaitable[Response]]  # a fixed answer, or what makes one
+json_text = json.JSONEncoder(ensure_ascii=False).encode
+json_response = partial(Response, media_type="application/json")
+
+
+class Resource(BaseRoute):
+    """Route of a path, whatever the method. HEAD goes with GET; the HTTP server omits the body."""
+
+    def __init__(self, path: str, **handlers: Handler) -> None:
+        self.path = path
+        # A user id may be empty, for an error that names it rather than a 404.
+        pattern = re.escape(path).replace(r"\{user_id\}", "(?P<user_id>[^/]*)")
+        self.pattern = re.compile(pattern.replace(r"\{id\}", "(?P<id>[^/]+)"))
+        self.handlers = handlers | ({"HEAD": handlers["GET"]} if "GET" in handlers else {})
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match = self.pattern.fullmatch(scope["path"])
+        return (Match.FULL, {"path_params": match.groupdict()}) if match else (Match.NONE, {})
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        handler = self.handlers.get(scope["method"])
+        if handler is None:
+            raise Problem("METHOD_NOT_ALLOWED", headers={"Allow": ", ".join(sorted(self.handlers))})
+        if not isinstance(handler, Response):
+            handler = await handler(Request(scope, receive))
+        await handler(scope, receive, send)
+
+
+def path_values(request: Request) -> dict[str, Any]:
+    """Owner and task of the path, checked, for a statement. Raises Problem (FR-005)."""
+    path = request.path_params
+    owner, task = path["user_id"], path.get("id")
+    fields = {}
+    if not USER_ID.fullmatch(owner):
+        fields["user_id"] = BAD_USER_ID
+    if task is not None and not (TASK_ID.fullmatch(task) and int(task) <= TASK_ID_MAX):
+        fields["id"] = BAD_TASK_ID
+    if fields:
+        raise Problem("VALIDATION_ERROR", fields=fields)
+    if owner != request.scope["user"]:
+        raise Problem("FORBIDDEN")
+    return {"owner": owner, "owner_json": json_text(owner), "task": task}
+
+
+def parse_body(model: type[NewTask], body: bytes) -> dict[str, Any]:
+    """Values of a body for a statement. Raises Problem with every fault at once (FR-017)."""
+    try:
+        # Not model_validate_json, which takes NaN.
+        return model.model_validate(from_json(body, allow_inf_nan=False)).values()
+    except ValidationError as exc:
+        fields = {}
+        for fault in exc.errors(include_url=False, include_context=False):
+            field = str(fault["loc"][0]) if fault["loc"] else "body"
+            absent = field == "title" and fault["input"] is None  # null too
+            fields[field] = MESSAGES[field]["missing" if absent else fault["type"]]
+    except ValueError:
+        fields = {"body": BAD_JSON}
+    raise Problem("VALIDATION_ERROR", fields=fields)
+
+
+async def body_values(request: Request, model: type[NewTask]) -> dict[str, Any]:
+    """Values of the request's body. Raises Problem, 415 before 413 before 422."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise Problem("UNSUPPORTED_MEDIA_TYPE")
+    # The HTTP server has checked that they are digits; int() takes 4,300 of them at most.
+    if float(request.headers.get("content-length", 0)) > BODY_MAX:
+        raise Problem("PAYLOAD_TOO_LARGE")
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > BODY_MAX:
+            raise Problem("PAYLOAD_TOO_LARGE")
+    return parse_body(model, body)
+
+
+def task_response(rows: list[bytes | None]) -> Response:
+    if not rows[0]:
+        raise Problem("TASK_NOT_FOUND" if rows[0] is None else "FORBIDDEN")
+    return json_response(rows[0])
+
+
+async def list_tasks(request: Request) -> Response:
+    path = path_values(request)
+    run = request.app.state.database.run
+    # Without a query there is nothing to parse, which costs 4 µs.
+    match request.query_params.getlist("completed") if request.scope["query_string"] else []:
+        case []:
+            rows = await run(LIST, **path)
+        case ["true" | "false" as completed]:
+            rows = await run(LIST_BY_COMPLETED, completed=completed == "true", **path)
+        case _:
+            message = MESSAGES["completed"]["bool_type"]
+            raise Problem("VALIDATION_ERROR", fields={"completed": message})
+    return json_response(b"[" + b",".join(rows) + b"]")
+
+
+async def create_task(request: Request) -> Response:
+    path = path_values(request)
+    new = await body_values(request, NewTask)
+    [body] = await request.app.state.database.run(CREATE, **path, **new)
+    location = f"/api/{quote(path['owner'], safe='')}/tasks/{from_json(body)['id']}"
+    return json_response(body, 201, {"Location": location})
+
+
+async def get_task(request: Request) -> Response:
+    return task_response(await request.app.state.database.run(GET, **path_values(request)))
+
+
+async def update_task(request: Request) -> Response:
+    path = path_values(request)
+    new = await body_values(request, TaskUpdate)
+    return task_response(await request.app.state.database.run(UPDATE, **path, **new))
+
+
+async def delete_task(request: Request) -> Response:
+    task_response(await request.app.state.database.run(DELETE, **path_values(request)))
+    return Response(status_code=204)
+
+
+async def toggle_task(request: Request) -> Response:
+    return task_response(await request.app.state.database.run(TOGGLE, **path_values(request)))
+
+
+async def readyz(request: Request) -> Response:
+    try:
+        await request.app.state.database.run(PROBE)
+    except (Problem, psycopg.Error, asyncio.CancelledError) as exc:  # the last by a shutdown
+        if CLIENT_DISCONNECTED in exc.args:
+            raise
+        raise Problem("NOT_READY", str(exc)) from None
+    return json_response(b'{"status":"ready"}')
+
+
+# Swagger UI, of one version and with subresource integrity, under the strictest policy it bears.
+_ASSETS = "https://cdn.jsdelivr.net/npm/swagger-ui-dist@5.35.0/swagger-ui"
+# The first server of the contract is a whole URL, for generators; this page asks its own.
+_START = (
+    'const ui = SwaggerUIBundle({url: "/openapi.yaml", dom_id: "#swagger-ui", deepLinking: true, '
+    'onComplete: () => ui.oas3Actions.setSelectedServer("/")})'
+)
+_START_SHA256 = base64.b64encode(hashlib.sha256(_START.encode()).digest()).decode()
+DOCS_PAGE = f"""<!doctype html>
+<html lang="en">
+<meta name="viewport" content="width=device-width">
+<title>Todo API</title>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="{_ASSETS}.css" crossorigin="anonymous"
+      integrity="sha384-WlYgdmXYOOBWL5apwjDEZwN+U3HmXSSu5R6V5aGxEcf7z+KuRNwBhoxKVN1i3D5I">
+<div id="swagger-ui"></div>
+<script src="{_ASSETS}-bundle.js" crossorigin="anonymous"
+        integrity="sha384-gjRm0bEPMeTmMh5jT2cHccIwCUZSTd8YC+j0d0sXw0MdGEfScduGpSyF3ZSSLkX9"></script>
+<script>{_START}</script>
+</html>
+"""
+DOCS_POLICY = (
+    f"default-src 'none'; script-src {_ASSETS}-bundle.js 'sha256-{_START_SHA256}'; "
+    f"style-src {_ASSETS}.css; img-src data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+def contract_resources() -> list[Resource]:
+    """The contract, its page, and `/`, which says where they are."""
+    place = HERE / "openapi.yaml"
+    if not place.is_file():
+        return [Resource("/", GET=json_response('{"name": "Todo API"}'))]
+    index = '{"name": "Todo API", "docs": "/docs", "openapi": "/openapi.yaml"}'
+    page = Response(DOCS_PAGE, 200, {"Content-Security-Policy": DOCS_POLICY}, "text/html")
+    contract = Response(place.read_bytes(), media_type="application/yaml")
+    answers = {"/": json_response(index), "/docs": page, "/openapi.yaml": contract}
+    return [Resource(path, GET=answer) for path, answer in answers.items()]
+
+
+RESOURCES = (
+    Resource("/api/{user_id}/tasks", GET=list_tasks, POST=create_task),
+    Resource("/api/{user_id}/tasks/{id}", GET=get_task, PUT=update_task, DELETE=delete_task),
+    Resource("/api/{user_id}/tasks/{id}/complete", PATCH=toggle_task),
+    Resource("/healthz", GET=json_response('{"status":"ok"}')),
+    Resource("/readyz", GET=readyz),
+)
+
+
+# === Authentication ===============================================================================
+# Bearer tokens, by RFC 7515, 7517, 7519 and 8725.
+
 
 LEEWAY = 10.0  # seconds that the clocks of Better Auth and this machine may differ
 TOKEN_MAX = 16 * 1024  # bytes
@@ -824,7 +811,359 @@ class TokenVerifier:
         return _user_of(claims, issuer, audience), until, claims["exp"]
 
 
-# Connections: batches of queries by libpq's own asynchronous calls, one round trip each.
+# === Settings =====================================================================================
+# Environment variables, and StartupError.
+
+
+# What Better Auth falls back to when nobody sets a secret, and what `.env.example` says.
+KNOWN_SECRETS = {
+    "better-auth-secret-12345678901234567890",
+    "replace-me-with-the-secret-of-your-better-auth",
+}
+SECRET_MIN = 32  # bytes, by the specification
+PORT_MAX = 65535
+
+
+class StartupError(SystemExit):
+    """Raised if the service cannot start; its text is all that the operator gets to see."""
+
+
+def origin_of(url: str) -> str:
+    """Origin of an http(s) URL as browsers and Better Auth write it (RFC 6454 section 6.2).
+
+    Raises ValueError for anything else, and for a user in it.
+    """
+    if not re.match(r"https?://[^/?#@]+([/?#]|$)", url, re.IGNORECASE):
+        raise ValueError
+    parts = urlsplit(str(HttpUrl(url)))  # which reads it by the URL standard, as browsers do
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+# The operator reads the text of this error; for any other the description of the variable, because
+# a library's own text may quote the value.
+Mistake = partial(PydanticCustomError, "mistake")
+
+
+def _postgres_url(url: str) -> str:
+    """Check a database URL; the sentence for a mistake shows nothing of it."""
+    if re.match(r"(psql\s|['\"])", url):
+        raise Mistake("it is only what stands between the quotes of a psql command")
+    if not re.match(r"postgres(ql)?://.", url):
+        raise ValueError
+    try:
+        parts = conninfo_to_dict(url)
+    except psycopg.Error as exc:
+        if "invalid URI query parameter" in str(exc):
+            raise Mistake(
+                "it has a parameter that PostgreSQL does not know, such as pgbouncer=true: "
+                "leave that out"
+            ) from None
+        parts = {"port": "unreadable"}
+    # What follows a bare @ or / of the password is taken for the host, the port or the database.
+    host_and_database = f"{parts.get('host')} {parts.get('dbname')}"
+    if "@" in host_and_database or not re.fullmatch(r"[0-9,]*", str(parts.get("port", ""))):
+        raise Mistake(
+            "it must be postgresql://user:password@host:port/database, "
+            "and its password percent-encoded: %40 for @, %2F for /, %23 for #, %25 for %"
+        )
+    for host in str(parts.get("host", "")).split(","):
+        if not host.startswith("/"):  # a folder of sockets
+            host.encode("idna")  # as when it is looked up; UnicodeError is a ValueError
+    return url
+
+
+def _strong_secret(secret: str) -> str:
+    if len(secret.encode()) < SECRET_MIN or secret in KNOWN_SECRETS:
+        raise ValueError
+    return secret
+
+
+def _split(value: Any) -> Any:
+    return [item.strip() for item in value.split(",")] if isinstance(value, str) else value
+
+
+Url = Annotated[str, AfterValidator(lambda url: origin_of(url) and url)]
+Origin = Annotated[str, Field(pattern=r"^\w+://[^/?#*\s]+$"), AfterValidator(origin_of)]
+
+
+class TokenSettings(BaseSettings):
+    """What signing a token needs; each description completes the sentence "NAME must be ..."."""
+
+    model_config = SettingsConfigDict(
+        env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
+    )
+
+    better_auth_secret: Annotated[SecretStr, BeforeValidator(_strong_secret)] = Field(
+        description=f"Better Auth's own secret, of {SECRET_MIN} bytes or more, "
+        "neither its public default nor the placeholder of .env.example",
+    )
+
+    @classmethod
+    def load(cls, *, env_file: str | None = ".env", secrets_dir: Path | None = None) -> Self:
+        """Settings from the environment. Raises StartupError that names every faulty variable."""
+        try:
+            return cls(_env_file=env_file, _secrets_dir=secrets_dir)  # type: ignore[call-arg] # complete
+        except (OSError, UnicodeDecodeError) as exc:
+            reason = getattr(exc, "strerror", "it is not UTF-8")
+            source = getattr(exc, "filename", None) or env_file or secrets_dir
+            raise StartupError(f"todo.py cannot read {source} ({reason})") from None
+        except ValidationError as exc:
+            lines = {}  # by name: each of several origins may be a fault
+            for fault in exc.errors():
+                name = str(fault["loc"][0])
+                kind = "missing" if fault["type"] == "missing" else "not valid"
+                rule = f"it must be {cls.model_fields[name].description}"
+                why = fault["msg"] if fault["type"] == "mistake" else rule
+                lines[name] = f"  {name.upper()} is {kind}: {why}\n"
+            raise StartupError(
+                "These settings are missing or not valid:\n"
+                + "".join(lines.values())
+                + "Set them in the environment or in .env (.env.example explains each variable).\n"
+                "To try the service with nothing to set: python todo.py dev"
+            ) from None
+
+
+class Settings(TokenSettings):
+    """The service's environment variables, upper-case, from the environment or `.env`."""
+
+    neon_db_url: Annotated[SecretStr, BeforeValidator(_postgres_url)] = Field(
+        description="a database URL, postgresql://user:password@host:port/database",
+    )
+    better_auth_url: Url = Field(
+        pattern=r"^[^?#]*$",
+        description="the http(s) URL of the Better Auth server, such as http://localhost:3000",
+    )
+    allowed_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split)] = Field(
+        ("http://localhost:3000", "http://127.0.0.1:3000"),
+        description="origins between commas, each scheme://host[:port], never *",
+    )
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="DEBUG, INFO, WARNING or ERROR"
+    )
+    host: str = Field("127.0.0.1", description="the address to listen on, such as 0.0.0.0")
+    port: int = Field(8000, ge=1, le=PORT_MAX, description=f"a port number from 1 to {PORT_MAX}")
+    workers: int = Field(1, ge=1, le=100, description="the number of processes, 1 to 100")
+    db_pool_size: int = Field(10, ge=1, le=100, description="connections of each process, 1 to 100")
+    db_timeout: float = Field(
+        5.0, gt=0, le=60, description="seconds that a request may wait, up to 60"
+    )
+    jwt_issuer: str | None = Field(None, description="the iss that tokens must carry")
+    jwt_audience: str | None = Field(None, description="the aud that tokens must carry")
+    jwks_url: Url | None = Field(None, description="the http(s) URL of Better Auth's JWKS")
+
+
+# === App ==========================================================================================
+# What every exchange gets, and create_app.
+
+
+METHODS = sorted({method for resource in RESOURCES for method in resource.handlers})
+_TRACING = ("traceparent", "tracestate", "baggage", "sentry-trace")
+_OF_LIBRARIES = ("X-Requested-With", "Cache-Control")
+REQUEST_HEADERS = ("Authorization", "Content-Type", "X-Request-ID", *_TRACING, *_OF_LIBRARIES)
+EXPOSED_HEADERS = ("Allow", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID")
+PREFLIGHT_MAX_AGE = 600  # seconds
+LOG_PATH_MAX = 2048  # characters
+ADDRESS_MAX = 46  # characters, one more than any address has
+PREFLIGHT_HEADER = b"access-control-request-method"
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+COMMON_HEADERS = (
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"vary", b"Origin"),
+)
+
+
+@lru_cache(maxsize=1024)
+def _caller(user: str, host: str) -> tuple[str, str]:
+    """User, quoted, and IP address, else "-": a proxy may pass on what a client made up."""
+    address = "-"
+    with suppress(ValueError):
+        address = str(ipaddress.ip_address(host.partition("%")[0]))  # without its zone
+    return quote(user, safe="@|:", errors="replace"), address
+
+
+def _log_line(scope: Scope, status: int, seconds: float, request_id: bytes) -> str:
+    host, *_ = scope.get("client") or ("-",)
+    user, address = _caller(scope.get("user", "-")[:USER_ID_MAX], host[:ADDRESS_MAX])
+    return (
+        f"{scope['method']} {scope['raw_path'][:LOG_PATH_MAX].decode('latin-1')} {status} "
+        f"{seconds * 1e3:.1f}ms user={user} request={request_id.decode()} client={address}"
+    )
+
+
+async def _failure_of(answering: Awaitable[None]) -> BaseException | None:
+    """What answering raises: in an `except`, it would be the context of all that it leads to."""
+    try:
+        await answering
+    except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 the last resort (FR-027)
+        return exc
+    return None
+
+
+class ExchangeMiddleware:
+    """Request id, CORS, common headers, an answer to every error, one log line.
+
+    Outermost, so that the answer to an error has every header too.
+    """
+
+    def __init__(
+        self, app: ASGIApp, origins: tuple[str, ...], log_line: Callable[[str], None]
+    ) -> None:
+        self.app = app
+        self.log_line = log_line
+        self.headers: dict[bytes | None, tuple[tuple[bytes, bytes], ...]] = {
+            origin.encode(): (
+                *COMMON_HEADERS,
+                (b"access-control-allow-origin", origin.encode()),
+                (b"access-control-allow-credentials", b"true"),
+                (b"access-control-expose-headers", ", ".join(EXPOSED_HEADERS).encode()),
+            )
+            for origin in origins
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status, level, fault, cause = 0, logging.INFO, "", None
+        headers = dict(scope["headers"])
+        request_id = headers.get(b"x-request-id", b"")
+        if not REQUEST_ID.fullmatch(request_id):
+            # It names a line of the log and guards nothing, so it need not cost a system call.
+            request_id = b"%016x" % random.getrandbits(64)
+        common = self.headers.get(headers.get(b"origin"), COMMON_HEADERS)
+        preflight = scope["method"] == "OPTIONS" and {b"origin", PREFLIGHT_HEADER} <= headers.keys()
+        app = self._preflight(headers) if preflight else self.app
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *common, (b"x-request-id", request_id)]
+            await send(message)
+
+        failure = await _failure_of(app(scope, receive, send_with_headers))
+        if failure is not None and CLIENT_DISCONNECTED not in failure.args:
+            problem = self._problem_of(failure)
+            level, cause = problem.level, problem.__cause__
+            fault = f" error={problem}" if problem.reason else ""
+            if not status:
+                failure = await _failure_of(problem.response(scope, receive, send_with_headers))
+        if failure is not None and CLIENT_DISCONNECTED in failure.args:
+            fault += f" {CLIENT_DISCONNECTED}"
+        if log.isEnabledFor(level):
+            line = _log_line(scope, status, time.perf_counter() - started, request_id) + fault
+            if level == logging.INFO and line.isprintable():
+                # Through logging a line costs 12 µs of CPU, this way 2.
+                self.log_line(f"{log_time(time.time())} INFO {line}")
+            else:
+                log.log(level, "%s", line, exc_info=cause)
+
+    @staticmethod
+    def _problem_of(exc: BaseException) -> Problem:
+        match exc:
+            case Problem():
+                return exc
+            case HTTPException():  # of Starlette's router
+                return Problem("NOT_FOUND")
+            case asyncio.CancelledError():
+                return Problem("INTERNAL_ERROR", "cut short by the shutdown")
+        problem = Problem("INTERNAL_ERROR", type(exc).__name__)
+        problem.__cause__ = exc  # which is logged as a whole (FR-028)
+        return problem
+
+    def _preflight(self, request_headers: Mapping[bytes, bytes]) -> Response:
+        """Answer by the Fetch standard; needs no token (FR-033)."""
+        names = request_headers.get(b"access-control-request-headers", b"").decode("latin-1")
+        known = {"", "accept", "accept-language", *(name.lower() for name in REQUEST_HEADERS)}
+        allowed = {
+            "origin": request_headers[b"origin"] in self.headers,
+            "method": request_headers[PREFLIGHT_HEADER].decode("latin-1") in METHODS,
+            "headers": known.issuperset(name.strip() for name in names.lower().split(",")),
+        }
+        if refused := [what for what, fine in allowed.items() if not fine]:
+            return Problem("CORS_REFUSED", detail=f"Disallowed CORS {', '.join(refused)}").response
+        headers = {
+            "Access-Control-Allow-Methods": ", ".join(METHODS),
+            "Access-Control-Allow-Headers": ", ".join(REQUEST_HEADERS),
+            "Access-Control-Max-Age": str(PREFLIGHT_MAX_AGE),
+        }
+        return Response(status_code=204, headers=headers)
+
+
+class AuthenticationMiddleware:
+    """Lets nobody under /api without a valid token; scope["user"] is the user id of that."""
+
+    def __init__(self, app: ASGIApp, tokens: TokenVerifier) -> None:
+        self.app = app
+        self.tokens = tokens
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if "problem" in scope:  # the HTTP server's: what came is no request
+            raise scope["problem"]
+        if scope["type"] == "http" and (scope["path"] + "/").startswith("/api/"):
+            credentials = [value for name, value in scope["headers"] if name == b"authorization"]
+            scope["user"] = await self.tokens.authenticate(credentials)
+            if b"%2f" in scope["raw_path"].lower():
+                # An encoded slash separates nothing: NUL, which no id may contain, is in its place.
+                scope["path"] = unquote(re.sub("(?i)%2f", "%00", scope["raw_path"].decode()))
+        await self.app(scope, receive, send)
+
+
+def end_with_parent(sentinel: int) -> None:
+    """End gracefully when the supervisor is gone, which closes the sentinel's other end."""
+    asyncio.get_running_loop().remove_reader(sentinel)
+    signal.raise_signal(signal.SIGTERM)
+
+
+@asynccontextmanager
+async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    """What one process has open while it serves."""
+    await app.state.database.open()
+    if parent := multiprocessing.parent_process():
+        # A worker whose supervisor was killed would serve old code, and keep the port.
+        asyncio.get_running_loop().add_reader(parent.sentinel, end_with_parent, parent.sentinel)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the supervisor ends its workers
+    # What exists now lives as long as the process: walking it would stop all requests for 40 ms.
+    gc.collect()
+    gc.freeze()
+    with suppress(asyncio.CancelledError):  # by a second Ctrl-C, which waits for nothing
+        try:
+            yield
+        finally:
+            await app.state.database.close()
+    for handler in log.handlers:
+        handler.flush()  # uvicorn ends a worker by the signal itself: no exit handler runs
+
+
+def create_app(settings: Settings) -> Starlette:
+    """App of these settings. Its lifespan opens the database, and starts while that is away."""
+    handler = configure_logging(settings.log_level)
+    names = ", ".join(sorted(settings.model_fields_set)).upper() or "none"
+    log.info("settings from the environment: %s", names)
+    app = Starlette(routes=[*RESOURCES, *contract_resources()], lifespan=lifespan)
+    app.router.redirect_slashes = False
+    app.state.database = Database(settings)
+    # In place of Starlette's own stack: its two layers for exceptions have nothing left to do.
+    app.middleware_stack = ExchangeMiddleware(
+        AuthenticationMiddleware(app.router, TokenVerifier(settings)),
+        settings.allowed_origins,
+        handler.write,
+    )
+    return app
+
+
+####################################################################################################
+# THE MACHINERY
+#
+# What carries the service: the database, the HTTP server and the log writer.
+####################################################################################################
+
+
+# === Database: connections ========================================================================
+# Batches of queries by libpq's own asynchronous calls, one round trip each.
+
 
 # Of TCP: seconds, seconds, and probes.
 KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
@@ -1039,7 +1378,9 @@ class Connection(psycopg.AsyncConnection[Any]):
         self.batch_ended(self, queries)
 
 
-# Storage: which query goes next, and what is repeated.
+# === Database: queue ==============================================================================
+# Which query goes next, and what is repeated.
+
 
 BATCH_MAX = 8  # reads, or creates, that share a round trip
 BATCH_PAUSE = 0.002  # seconds that they wait for those under way, to go out together afterwards
@@ -1330,397 +1671,9 @@ class Database:
                 break
 
 
-# Endpoints: section 4 of the design says which check comes before which.
+# === HTTP server ==================================================================================
+# uvicorn's protocol made safe against hostile clients, and its supervisor.
 
-BODY_MAX = 64 * 1024  # bytes
-CLIENT_DISCONNECTED = "the client disconnected"  # as the HTTP server cancels the task
-USER_ID = re.compile(rf"[^/\x00-\x1f\x7f-\x9f]{{1,{USER_ID_MAX}}}")
-TASK_ID = re.compile(r"[1-9][0-9]{0,18}")
-
-Handler = Response | Callable[[Request], Awaitable[Response]]  # a fixed answer, or what makes one
-json_text = json.JSONEncoder(ensure_ascii=False).encode
-json_response = partial(Response, media_type="application/json")
-
-
-class Resource(BaseRoute):
-    """Route of a path, whatever the method. HEAD goes with GET; the HTTP server omits the body."""
-
-    def __init__(self, path: str, **handlers: Handler) -> None:
-        self.path = path
-        # A user id may be empty, for an error that names it rather than a 404.
-        pattern = re.escape(path).replace(r"\{user_id\}", "(?P<user_id>[^/]*)")
-        self.pattern = re.compile(pattern.replace(r"\{id\}", "(?P<id>[^/]+)"))
-        self.handlers = handlers | ({"HEAD": handlers["GET"]} if "GET" in handlers else {})
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        match = self.pattern.fullmatch(scope["path"])
-        return (Match.FULL, {"path_params": match.groupdict()}) if match else (Match.NONE, {})
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        handler = self.handlers.get(scope["method"])
-        if handler is None:
-            raise Problem("METHOD_NOT_ALLOWED", headers={"Allow": ", ".join(sorted(self.handlers))})
-        if not isinstance(handler, Response):
-            handler = await handler(Request(scope, receive))
-        await handler(scope, receive, send)
-
-
-def path_values(request: Request) -> dict[str, Any]:
-    """Owner and task of the path, checked, for a statement. Raises Problem (FR-005)."""
-    path = request.path_params
-    owner, task = path["user_id"], path.get("id")
-    fields = {}
-    if not USER_ID.fullmatch(owner):
-        fields["user_id"] = BAD_USER_ID
-    if task is not None and not (TASK_ID.fullmatch(task) and int(task) <= TASK_ID_MAX):
-        fields["id"] = BAD_TASK_ID
-    if fields:
-        raise Problem("VALIDATION_ERROR", fields=fields)
-    if owner != request.scope["user"]:
-        raise Problem("FORBIDDEN")
-    return {"owner": owner, "owner_json": json_text(owner), "task": task}
-
-
-def parse_body(model: type[NewTask], body: bytes) -> dict[str, Any]:
-    """Values of a body for a statement. Raises Problem with every fault at once (FR-017)."""
-    try:
-        # Not model_validate_json, which takes NaN.
-        return model.model_validate(from_json(body, allow_inf_nan=False)).values()
-    except ValidationError as exc:
-        fields = {}
-        for fault in exc.errors(include_url=False, include_context=False):
-            field = str(fault["loc"][0]) if fault["loc"] else "body"
-            absent = field == "title" and fault["input"] is None  # null too
-            fields[field] = MESSAGES[field]["missing" if absent else fault["type"]]
-    except ValueError:
-        fields = {"body": BAD_JSON}
-    raise Problem("VALIDATION_ERROR", fields=fields)
-
-
-async def body_values(request: Request, model: type[NewTask]) -> dict[str, Any]:
-    """Values of the request's body. Raises Problem, 415 before 413 before 422."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise Problem("UNSUPPORTED_MEDIA_TYPE")
-    # The HTTP server has checked that they are digits; int() takes 4,300 of them at most.
-    if float(request.headers.get("content-length", 0)) > BODY_MAX:
-        raise Problem("PAYLOAD_TOO_LARGE")
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > BODY_MAX:
-            raise Problem("PAYLOAD_TOO_LARGE")
-    return parse_body(model, body)
-
-
-def task_response(rows: list[bytes | None]) -> Response:
-    if not rows[0]:
-        raise Problem("TASK_NOT_FOUND" if rows[0] is None else "FORBIDDEN")
-    return json_response(rows[0])
-
-
-async def list_tasks(request: Request) -> Response:
-    path = path_values(request)
-    run = request.app.state.database.run
-    # Without a query there is nothing to parse, which costs 4 µs.
-    match request.query_params.getlist("completed") if request.scope["query_string"] else []:
-        case []:
-            rows = await run(LIST, **path)
-        case ["true" | "false" as completed]:
-            rows = await run(LIST_BY_COMPLETED, completed=completed == "true", **path)
-        case _:
-            message = MESSAGES["completed"]["bool_type"]
-            raise Problem("VALIDATION_ERROR", fields={"completed": message})
-    return json_response(b"[" + b",".join(rows) + b"]")
-
-
-async def create_task(request: Request) -> Response:
-    path = path_values(request)
-    new = await body_values(request, NewTask)
-    [body] = await request.app.state.database.run(CREATE, **path, **new)
-    location = f"/api/{quote(path['owner'], safe='')}/tasks/{from_json(body)['id']}"
-    return json_response(body, 201, {"Location": location})
-
-
-async def get_task(request: Request) -> Response:
-    return task_response(await request.app.state.database.run(GET, **path_values(request)))
-
-
-async def update_task(request: Request) -> Response:
-    path = path_values(request)
-    new = await body_values(request, TaskUpdate)
-    return task_response(await request.app.state.database.run(UPDATE, **path, **new))
-
-
-async def delete_task(request: Request) -> Response:
-    task_response(await request.app.state.database.run(DELETE, **path_values(request)))
-    return Response(status_code=204)
-
-
-async def toggle_task(request: Request) -> Response:
-    return task_response(await request.app.state.database.run(TOGGLE, **path_values(request)))
-
-
-async def readyz(request: Request) -> Response:
-    try:
-        await request.app.state.database.run(PROBE)
-    except (Problem, psycopg.Error, asyncio.CancelledError) as exc:  # the last by a shutdown
-        if CLIENT_DISCONNECTED in exc.args:
-            raise
-        raise Problem("NOT_READY", str(exc)) from None
-    return json_response(b'{"status":"ready"}')
-
-
-# Swagger UI, of one version and with subresource integrity, under the strictest policy it bears.
-_ASSETS = "https://cdn.jsdelivr.net/npm/swagger-ui-dist@5.35.0/swagger-ui"
-# The first server of the contract is a whole URL, for generators; this page asks its own.
-_START = (
-    'const ui = SwaggerUIBundle({url: "/openapi.yaml", dom_id: "#swagger-ui", deepLinking: true, '
-    'onComplete: () => ui.oas3Actions.setSelectedServer("/")})'
-)
-_START_SHA256 = base64.b64encode(hashlib.sha256(_START.encode()).digest()).decode()
-DOCS_PAGE = f"""<!doctype html>
-<html lang="en">
-<meta name="viewport" content="width=device-width">
-<title>Todo API</title>
-<link rel="icon" href="data:,">
-<link rel="stylesheet" href="{_ASSETS}.css" crossorigin="anonymous"
-      integrity="sha384-WlYgdmXYOOBWL5apwjDEZwN+U3HmXSSu5R6V5aGxEcf7z+KuRNwBhoxKVN1i3D5I">
-<div id="swagger-ui"></div>
-<script src="{_ASSETS}-bundle.js" crossorigin="anonymous"
-        integrity="sha384-gjRm0bEPMeTmMh5jT2cHccIwCUZSTd8YC+j0d0sXw0MdGEfScduGpSyF3ZSSLkX9"></script>
-<script>{_START}</script>
-</html>
-"""
-DOCS_POLICY = (
-    f"default-src 'none'; script-src {_ASSETS}-bundle.js 'sha256-{_START_SHA256}'; "
-    f"style-src {_ASSETS}.css; img-src data:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-
-
-def contract_resources() -> list[Resource]:
-    """The contract, its page, and `/`, which says where they are."""
-    place = HERE / "openapi.yaml"
-    if not place.is_file():
-        return [Resource("/", GET=json_response('{"name": "Todo API"}'))]
-    index = '{"name": "Todo API", "docs": "/docs", "openapi": "/openapi.yaml"}'
-    page = Response(DOCS_PAGE, 200, {"Content-Security-Policy": DOCS_POLICY}, "text/html")
-    contract = Response(place.read_bytes(), media_type="application/yaml")
-    answers = {"/": json_response(index), "/docs": page, "/openapi.yaml": contract}
-    return [Resource(path, GET=answer) for path, answer in answers.items()]
-
-
-RESOURCES = (
-    Resource("/api/{user_id}/tasks", GET=list_tasks, POST=create_task),
-    Resource("/api/{user_id}/tasks/{id}", GET=get_task, PUT=update_task, DELETE=delete_task),
-    Resource("/api/{user_id}/tasks/{id}/complete", PATCH=toggle_task),
-    Resource("/healthz", GET=json_response('{"status":"ok"}')),
-    Resource("/readyz", GET=readyz),
-)
-
-
-# App: what every exchange gets, and create_app.
-
-METHODS = sorted({method for resource in RESOURCES for method in resource.handlers})
-_TRACING = ("traceparent", "tracestate", "baggage", "sentry-trace")
-_OF_LIBRARIES = ("X-Requested-With", "Cache-Control")
-REQUEST_HEADERS = ("Authorization", "Content-Type", "X-Request-ID", *_TRACING, *_OF_LIBRARIES)
-EXPOSED_HEADERS = ("Allow", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID")
-PREFLIGHT_MAX_AGE = 600  # seconds
-LOG_PATH_MAX = 2048  # characters
-ADDRESS_MAX = 46  # characters, one more than any address has
-PREFLIGHT_HEADER = b"access-control-request-method"
-REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-COMMON_HEADERS = (
-    (b"cache-control", b"no-store"),
-    (b"x-content-type-options", b"nosniff"),
-    (b"vary", b"Origin"),
-)
-
-
-@lru_cache(maxsize=1024)
-def _caller(user: str, host: str) -> tuple[str, str]:
-    """User, quoted, and IP address, else "-": a proxy may pass on what a client made up."""
-    address = "-"
-    with suppress(ValueError):
-        address = str(ipaddress.ip_address(host.partition("%")[0]))  # without its zone
-    return quote(user, safe="@|:", errors="replace"), address
-
-
-def _log_line(scope: Scope, status: int, seconds: float, request_id: bytes) -> str:
-    host, *_ = scope.get("client") or ("-",)
-    user, address = _caller(scope.get("user", "-")[:USER_ID_MAX], host[:ADDRESS_MAX])
-    return (
-        f"{scope['method']} {scope['raw_path'][:LOG_PATH_MAX].decode('latin-1')} {status} "
-        f"{seconds * 1e3:.1f}ms user={user} request={request_id.decode()} client={address}"
-    )
-
-
-async def _failure_of(answering: Awaitable[None]) -> BaseException | None:
-    """What answering raises: in an `except`, it would be the context of all that it leads to."""
-    try:
-        await answering
-    except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 the last resort (FR-027)
-        return exc
-    return None
-
-
-class ExchangeMiddleware:
-    """Request id, CORS, common headers, an answer to every error, one log line.
-
-    Outermost, so that the answer to an error has every header too.
-    """
-
-    def __init__(
-        self, app: ASGIApp, origins: tuple[str, ...], log_line: Callable[[str], None]
-    ) -> None:
-        self.app = app
-        self.log_line = log_line
-        self.headers: dict[bytes | None, tuple[tuple[bytes, bytes], ...]] = {
-            origin.encode(): (
-                *COMMON_HEADERS,
-                (b"access-control-allow-origin", origin.encode()),
-                (b"access-control-allow-credentials", b"true"),
-                (b"access-control-expose-headers", ", ".join(EXPOSED_HEADERS).encode()),
-            )
-            for origin in origins
-        }
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        started = time.perf_counter()
-        status, level, fault, cause = 0, logging.INFO, "", None
-        headers = dict(scope["headers"])
-        request_id = headers.get(b"x-request-id", b"")
-        if not REQUEST_ID.fullmatch(request_id):
-            # It names a line of the log and guards nothing, so it need not cost a system call.
-            request_id = b"%016x" % random.getrandbits(64)
-        common = self.headers.get(headers.get(b"origin"), COMMON_HEADERS)
-        preflight = scope["method"] == "OPTIONS" and {b"origin", PREFLIGHT_HEADER} <= headers.keys()
-        app = self._preflight(headers) if preflight else self.app
-
-        async def send_with_headers(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                message["headers"] = [*message["headers"], *common, (b"x-request-id", request_id)]
-            await send(message)
-
-        failure = await _failure_of(app(scope, receive, send_with_headers))
-        if failure is not None and CLIENT_DISCONNECTED not in failure.args:
-            problem = self._problem_of(failure)
-            level, cause = problem.level, problem.__cause__
-            fault = f" error={problem}" if problem.reason else ""
-            if not status:
-                failure = await _failure_of(problem.response(scope, receive, send_with_headers))
-        if failure is not None and CLIENT_DISCONNECTED in failure.args:
-            fault += f" {CLIENT_DISCONNECTED}"
-        if log.isEnabledFor(level):
-            line = _log_line(scope, status, time.perf_counter() - started, request_id) + fault
-            if level == logging.INFO and line.isprintable():
-                # Through logging a line costs 12 µs of CPU, this way 2.
-                self.log_line(f"{log_time(time.time())} INFO {line}")
-            else:
-                log.log(level, "%s", line, exc_info=cause)
-
-    @staticmethod
-    def _problem_of(exc: BaseException) -> Problem:
-        match exc:
-            case Problem():
-                return exc
-            case HTTPException():  # of Starlette's router
-                return Problem("NOT_FOUND")
-            case asyncio.CancelledError():
-                return Problem("INTERNAL_ERROR", "cut short by the shutdown")
-        problem = Problem("INTERNAL_ERROR", type(exc).__name__)
-        problem.__cause__ = exc  # which is logged as a whole (FR-028)
-        return problem
-
-    def _preflight(self, request_headers: Mapping[bytes, bytes]) -> Response:
-        """Answer by the Fetch standard; needs no token (FR-033)."""
-        names = request_headers.get(b"access-control-request-headers", b"").decode("latin-1")
-        known = {"", "accept", "accept-language", *(name.lower() for name in REQUEST_HEADERS)}
-        allowed = {
-            "origin": request_headers[b"origin"] in self.headers,
-            "method": request_headers[PREFLIGHT_HEADER].decode("latin-1") in METHODS,
-            "headers": known.issuperset(name.strip() for name in names.lower().split(",")),
-        }
-        if refused := [what for what, fine in allowed.items() if not fine]:
-            return Problem("CORS_REFUSED", detail=f"Disallowed CORS {', '.join(refused)}").response
-        headers = {
-            "Access-Control-Allow-Methods": ", ".join(METHODS),
-            "Access-Control-Allow-Headers": ", ".join(REQUEST_HEADERS),
-            "Access-Control-Max-Age": str(PREFLIGHT_MAX_AGE),
-        }
-        return Response(status_code=204, headers=headers)
-
-
-class AuthenticationMiddleware:
-    """Lets nobody under /api without a valid token; scope["user"] is the user id of that."""
-
-    def __init__(self, app: ASGIApp, tokens: TokenVerifier) -> None:
-        self.app = app
-        self.tokens = tokens
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if "problem" in scope:  # the HTTP server's: what came is no request
-            raise scope["problem"]
-        if scope["type"] == "http" and (scope["path"] + "/").startswith("/api/"):
-            credentials = [value for name, value in scope["headers"] if name == b"authorization"]
-            scope["user"] = await self.tokens.authenticate(credentials)
-            if b"%2f" in scope["raw_path"].lower():
-                # An encoded slash separates nothing: NUL, which no id may contain, is in its place.
-                scope["path"] = unquote(re.sub("(?i)%2f", "%00", scope["raw_path"].decode()))
-        await self.app(scope, receive, send)
-
-
-def end_with_parent(sentinel: int) -> None:
-    """End gracefully when the supervisor is gone, which closes the sentinel's other end."""
-    asyncio.get_running_loop().remove_reader(sentinel)
-    signal.raise_signal(signal.SIGTERM)
-
-
-@asynccontextmanager
-async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    """What one process has open while it serves."""
-    await app.state.database.open()
-    if parent := multiprocessing.parent_process():
-        # A worker whose supervisor was killed would serve old code, and keep the port.
-        asyncio.get_running_loop().add_reader(parent.sentinel, end_with_parent, parent.sentinel)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the supervisor ends its workers
-    # What exists now lives as long as the process: walking it would stop all requests for 40 ms.
-    gc.collect()
-    gc.freeze()
-    with suppress(asyncio.CancelledError):  # by a second Ctrl-C, which waits for nothing
-        try:
-            yield
-        finally:
-            await app.state.database.close()
-    for handler in log.handlers:
-        handler.flush()  # uvicorn ends a worker by the signal itself: no exit handler runs
-
-
-def create_app(settings: Settings) -> Starlette:
-    """App of these settings. Its lifespan opens the database, and starts while that is away."""
-    handler = configure_logging(settings.log_level)
-    names = ", ".join(sorted(settings.model_fields_set)).upper() or "none"
-    log.info("settings from the environment: %s", names)
-    app = Starlette(routes=[*RESOURCES, *contract_resources()], lifespan=lifespan)
-    app.router.redirect_slashes = False
-    app.state.database = Database(settings)
-    # In place of Starlette's own stack: its two layers for exceptions have nothing left to do.
-    app.middleware_stack = ExchangeMiddleware(
-        AuthenticationMiddleware(app.router, TokenVerifier(settings)),
-        settings.allowed_origins,
-        handler.write,
-    )
-    return app
-
-
-# HTTP server: uvicorn's protocol made safe against hostile clients, and its supervisor.
 
 HEAD_MAX = 64 * 1024  # bytes of request line and headers
 REQUEST_MAX = 1024 * 1024  # bytes of a whole request: body, chunk headers and trailers too
@@ -1977,7 +1930,104 @@ class Workers(Multiprocess):
         super().terminate_all()
 
 
-# Command line: serve, dev, init-db, token, check.
+# === Log writer ===================================================================================
+# Lines of the log, written by a thread.
+
+
+LOG_DELAY = 0.02  # seconds for which lines are gathered before they are written
+LOG_MAX = 2_000  # lines that wait for a slow reader
+LOG_GRACE = 1.0  # seconds that the end of the process waits for the reader
+
+
+@lru_cache(maxsize=2)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+
+
+def log_time(now: float) -> str:
+    return f"{_second(int(now))}.{int(now % 1 * 1000):03d}Z"
+
+
+class LogHandler(logging.Handler):
+    """Writes to stderr from a thread, so that a reader of the log who sleeps stops no request.
+
+    Lines are out within LOG_DELAY. What goes beyond LOG_MAX lines is dropped, and counted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries: SimpleQueue[str | threading.Event] = SimpleQueue()  # a line, or a flush
+        self.dropped = 0
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record a line, whatever a hostile caller puts into it; tracebacks are indented."""
+        lines = [f"{log_time(record.created)} {record.levelname} {record.getMessage()}"]
+        if record.exc_info:
+            trace = logging.Formatter().formatException(record.exc_info)
+            lines += [f"    | {line}" for line in trace.split("\n")]
+        return "\n".join(line if line.isprintable() else repr(line)[1:-1] for line in lines)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.write(self.format(record))
+
+    def write(self, line: str) -> None:
+        if self.entries.qsize() < LOG_MAX:
+            self.entries.put(line)
+        else:
+            self.dropped += 1
+
+    def flush(self) -> None:
+        """Wait until all is written, for LOG_GRACE at the most; `logging` calls it at the end."""
+        written = threading.Event()
+        self.entries.put(written)
+        written.wait(LOG_GRACE)
+
+    def _run(self) -> None:
+        while True:
+            entries = [self.entries.get()]
+            time.sleep(LOG_DELAY)
+            entries += [self.entries.get() for _ in range(self.entries.qsize())]
+            if self.dropped:
+                entries.append(f"{log_time(time.time())} WARNING {self.dropped} lines dropped")
+                self.dropped = 0
+            pieces = [b""]
+            for entry in entries:
+                line = f"{entry}\n".encode() if isinstance(entry, str) else b""
+                # What a pipe takes at once does not mix with the lines of other processes.
+                if len(pieces[-1]) + len(line) > select.PIPE_BUF:
+                    pieces.append(b"")
+                pieces[-1] += line
+            # If stderr was closed at the start, descriptor 2 may be something else by now.
+            for piece in pieces if sys.stderr is not None else ():
+                with suppress(OSError):  # nobody reads any more
+                    os.write(2, piece)
+            for entry in entries:
+                if isinstance(entry, threading.Event):
+                    entry.set()
+
+
+def configure_logging(level: str) -> LogHandler:
+    """Send our records, the pool's and uvicorn's warnings to stderr. Harmless when repeated."""
+    [handler] = [each for each in log.handlers if isinstance(each, LogHandler)] or [LogHandler()]
+    for name in ("todo", "psycopg.pool", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
+        logger.setLevel(level if name == "todo" else max(logging.WARNING, getattr(logging, level)))
+    return handler
+
+
+####################################################################################################
+# THE COMMANDS
+#
+# serve, dev, init-db, check and token.
+####################################################################################################
+
+
+# === Commands =====================================================================================
+# serve, dev, init-db, check, token.
+
 
 CONNECT_GRACE = 10.0  # seconds that a command waits for a database that is away
 ANSWER_GRACE = 12.0  # seconds until a command hangs up on a silent database; past LOCK_LIMIT
