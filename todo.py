@@ -115,6 +115,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.dialects.postgresql import psycopg as postgresql
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match
@@ -386,7 +387,6 @@ class Problem(Exception):
 
 
 BODY_MAX = 64 * 1024  # bytes
-CLIENT_DISCONNECTED = "the client disconnected"  # as the HTTP server cancels the task
 USER_ID = re.compile(rf"[^/\x00-\x1f\x7f-\x9f]{{1,{USER_ID_MAX}}}")
 TASK_ID = re.compile(r"[1-9][0-9]{0,18}")
 
@@ -402,12 +402,16 @@ class Resource(BaseRoute):
         self.path = path
         # A user id may be empty, for an error that names it rather than a 404.
         pattern = re.escape(path).replace(r"\{user_id\}", "(?P<user_id>[^/]*)")
-        self.pattern = re.compile(pattern.replace(r"\{id\}", "(?P<id>[^/]+)"))
+        self.pattern = re.compile(pattern.replace(r"\{id\}", "(?P<id>[^/]+)").encode())
         self.handlers = handlers | ({"HEAD": handlers["GET"]} if "GET" in handlers else {})
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        match = self.pattern.fullmatch(scope["path"])
-        return (Match.FULL, {"path_params": match.groupdict()}) if match else (Match.NONE, {})
+        # The raw path, so that an encoded slash separates nothing.
+        match = self.pattern.fullmatch(scope["raw_path"])
+        if match is None:
+            return Match.NONE, {}
+        values = {name: unquote(value.decode()) for name, value in match.groupdict().items()}
+        return Match.FULL, {"path_params": values}
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         handler = self.handlers.get(scope["method"])
@@ -455,15 +459,7 @@ async def body_values(request: Request, model: type[NewTask]) -> dict[str, Any]:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise Problem("UNSUPPORTED_MEDIA_TYPE")
-    # The HTTP server has checked that they are digits; int() takes 4,300 of them at most.
-    if float(request.headers.get("content-length", 0)) > BODY_MAX:
-        raise Problem("PAYLOAD_TOO_LARGE")
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > BODY_MAX:
-            raise Problem("PAYLOAD_TOO_LARGE")
-    return parse_body(model, body)
+    return parse_body(model, await request.body())  # the HTTP server raises the 413
 
 
 def task_response(rows: list[bytes | None]) -> Response:
@@ -518,7 +514,7 @@ async def readyz(request: Request) -> Response:
     try:
         await request.app.state.database.run(PROBE)
     except (Problem, psycopg.Error, asyncio.CancelledError) as exc:  # the last by a shutdown
-        if CLIENT_DISCONNECTED in exc.args:
+        if "client_left" in request.scope:
             raise
         raise Problem("NOT_READY", str(exc)) from None
     return json_response(b'{"status":"ready"}')
@@ -1043,15 +1039,15 @@ class ExchangeMiddleware:
                 message["headers"] = [*message["headers"], *common, (b"x-request-id", request_id)]
             await send(message)
 
-        failure = await _failure_of(app(scope, receive, send_with_headers))
-        if failure is not None and CLIENT_DISCONNECTED not in failure.args:
+        failure = scope.get("problem") or await _failure_of(app(scope, receive, send_with_headers))
+        if failure is not None and "client_left" not in scope:
             problem = self._problem_of(failure)
             level, cause = problem.level, problem.__cause__
             fault = f" error={problem}" if problem.reason else ""
             if not status:
                 failure = await _failure_of(problem.response(scope, receive, send_with_headers))
-        if failure is not None and CLIENT_DISCONNECTED in failure.args:
-            fault += f" {CLIENT_DISCONNECTED}"
+        if failure is not None and "client_left" in scope:
+            fault += " the client disconnected"
         if log.isEnabledFor(level):
             line = _log_line(scope, status, time.perf_counter() - started, request_id) + fault
             if level == logging.INFO and line.isprintable():
@@ -1065,8 +1061,6 @@ class ExchangeMiddleware:
         match exc:
             case Problem():
                 return exc
-            case HTTPException():  # of Starlette's router
-                return Problem("NOT_FOUND")
             case asyncio.CancelledError():
                 return Problem("INTERNAL_ERROR", "cut short by the shutdown")
         problem = Problem("INTERNAL_ERROR", type(exc).__name__)
@@ -1100,15 +1094,15 @@ class AuthenticationMiddleware:
         self.tokens = tokens
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if "problem" in scope:  # the HTTP server's: what came is no request
-            raise scope["problem"]
         if scope["type"] == "http" and (scope["path"] + "/").startswith("/api/"):
             credentials = [value for name, value in scope["headers"] if name == b"authorization"]
             scope["user"] = await self.tokens.authenticate(credentials)
-            if b"%2f" in scope["raw_path"].lower():
-                # An encoded slash separates nothing: NUL, which no id may contain, is in its place.
-                scope["path"] = unquote(re.sub("(?i)%2f", "%00", scope["raw_path"].decode()))
         await self.app(scope, receive, send)
+
+
+def not_found(request: Request, exc: Exception) -> Response:  # noqa: ARG001 Starlette's signature
+    """Answer to a path without a route."""
+    return Problem("NOT_FOUND").response
 
 
 def end_with_parent(sentinel: int) -> None:
@@ -1142,15 +1136,17 @@ def create_app(settings: Settings) -> Starlette:
     handler = configure_logging(settings.log_level)
     names = ", ".join(sorted(settings.model_fields_set)).upper() or "none"
     log.info("settings from the environment: %s", names)
-    app = Starlette(routes=[*RESOURCES, *contract_resources()], lifespan=lifespan)
+    app = Starlette(
+        routes=[*RESOURCES, *contract_resources()],
+        middleware=[
+            Middleware(ExchangeMiddleware, settings.allowed_origins, handler.write),
+            Middleware(AuthenticationMiddleware, TokenVerifier(settings)),
+        ],
+        exception_handlers={HTTPException: not_found},
+        lifespan=lifespan,
+    )
     app.router.redirect_slashes = False
     app.state.database = Database(settings)
-    # In place of Starlette's own stack: its two layers for exceptions have nothing left to do.
-    app.middleware_stack = ExchangeMiddleware(
-        AuthenticationMiddleware(app.router, TokenVerifier(settings)),
-        settings.allowed_origins,
-        handler.write,
-    )
     return app
 
 
@@ -1766,7 +1762,8 @@ class Protocol(HttpToolsProtocol):
         Protocol.buffered_in_all -= self.buffered
         if self.answering is not None:
             self.answering.disconnected = True
-            self.task.cancel(CLIENT_DISCONNECTED)
+            self.answering.scope["client_left"] = True
+            self.task.cancel()
 
     def _drop_if_stalled(self) -> None:
         """Drop a client that is slow to send its request, to read its answer, or to come back."""
@@ -1887,7 +1884,8 @@ class Protocol(HttpToolsProtocol):
                 return
             else:  # the refusal takes the place of its answer
                 cycle.disconnected = cycle.response_complete = True
-                self.task.cancel(CLIENT_DISCONNECTED)
+                cycle.scope["client_left"] = True
+                self.task.cancel()
         # A made-up request gets the next turn; its task has not run yet, so its scope may change.
         self.parser = httptools.HttpRequestParser(self)
         self.parser.feed_data(b"GET / HTTP/1.0\r\n\r\n")
