@@ -1309,7 +1309,7 @@ class Query:
         if self.rows.done():
             return
         if error or result is None:
-            self.rows.set_exception(error or BatchAborted())
+            self.rows.set_exception(error or BatchAborted("undone with its batch"))
         else:
             self.row_count = result.ntuples
             self.rows.set_result([result.get_value(row, 0) for row in range(result.ntuples)])
@@ -1443,7 +1443,9 @@ class PipelinedConnection(psycopg.AsyncConnection[Any]):
             error = _error_of(result)
             # Whose fault it is that several creates wait or do not commit, each finds out alone.
             shared = of_commit or (isinstance(error, TimedOut) and query.fate_unknown)
-            query.error = BatchAborted() if shared and len(self.batch) > 1 else error
+            query.error = (
+                BatchAborted("undone with its batch") if shared and len(self.batch) > 1 else error
+            )
         if preparation and result.status != pq.ExecStatus.COMMAND_OK:
             self.prepared.discard(query.statement.name)
 
@@ -1493,7 +1495,7 @@ class PipelinedConnection(psycopg.AsyncConnection[Any]):
         late = [query.deadline <= now for query in self.batch]
         creates = len(late) > 1 and not self.batch[0].statement.kind.read_only
         if all(late) or (any(late) and not creates):
-            self.lose("", BatchAborted)
+            self.lose("a neighbour is late", BatchAborted)
         elif creates and not self.cancelling and now - self.sent_at > CREATE_PATIENCE:
             self.cancelling = self.loop.create_task(self._cancel())
 
