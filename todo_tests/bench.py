@@ -36,7 +36,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import product
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
@@ -69,6 +68,7 @@ YARDSTICKS = ("fastify", "spec")
 MANY_USERS = ("list20", "list1000", "get", "create", "toggle")
 ONE_USER = ("one-list20", "one-get")  # who makes all requests
 CASES = (*MANY_USERS, *ONE_USER)
+WARM_UP = "warm-up"  # the requests of all cases, mixed
 TASK = {"id", "user_id", "title", "description", "completed", "created_at", "updated_at"}
 
 MEAN_RATE_MIN, CASE_RATE_MIN, MEAN_CPU_MAX = 1.0, 0.9, 1.05  # times before's
@@ -288,6 +288,9 @@ def requests_of(
 ) -> Sequence[tuple[str, str, str, str | None]]:
     """(method, path, user, body) of the requests that a case sends round and round."""
     dice = random.Random(20)
+    if case == WARM_UP:
+        requests = [request for each in CASES for request in requests_of(each, ids)]
+        return dice.sample(requests, len(requests))
     users = USERS[:1] if case in ONE_USER else USERS
     if case in {"list20", "one-list20"}:
         return [("GET", f"/api/{user}/tasks", user, None) for user in users]
@@ -359,7 +362,7 @@ class Bench:
         server.settle()
         if not requests:  # the disk stood still, say
             return self.measure(server, case, 2 * seconds)
-        if case in {"create", "toggle"}:
+        if case in {"create", "toggle", WARM_UP}:
             self.postgres.tidy(server.kind)
         return Sample(
             rate=requests / duration * 1e6,
@@ -388,25 +391,29 @@ class Bench:
         return server.cpu(), self.postgres.cpu(), children.children_user + children.children_system
 
     def table(self) -> None:
-        """Measure every case with every server, in turns."""
+        late = time.monotonic() + 2 * expected_seconds(self.options)
+        for number in range(self.options.rounds):
+            if number and time.monotonic() > late:
+                say("this takes too long: the other rounds are left out")
+                return
+            self.round(number)
+
+    def round(self, number: int) -> None:
+        """Measure every case with every server, in turns, in new processes: no two run alike."""
         options = self.options
-        late = time.monotonic() + 2 * expected_seconds(options)
         with ExitStack() as stack:
             servers = [stack.enter_context(self.running(kind)) for kind in self.kinds]
             for server in servers:
                 self.check(server)
-                for case in options.only:  # pools, threads and V8's machine code are there then
-                    self.measure(server, case)
-            for round_, (turn, case) in product(range(options.rounds), enumerate(options.only)):
-                if round_ and time.monotonic() > late:
-                    say("this takes too long: the other rounds are left out")
-                    break
-                say(f"round {round_ + 1} of {options.rounds}: {case}")
+                self.measure(server, WARM_UP)  # pools, threads and V8's machine code
+            for turn, case in enumerate(options.only, number):
+                say(f"round {number + 1} of {options.rounds}: {case}")
                 # The order alternates, so that nobody always runs behind another's vacuum.
-                for server in servers[:: -1 if (round_ + turn) % 2 else 1]:
+                for server in servers[:: -1 if turn % 2 else 1]:
                     seconds = options.seconds * slowness(server.kind, case)
                     self.samples[server.kind, case].append(self.measure(server, case, seconds))
-            print("", *(server.summary() for server in servers), sep="\n")
+            if number + 1 == options.rounds:
+                print("", *(server.summary() for server in servers), sep="\n")
 
     def check(self, server: Server) -> None:
         """That everybody is asked for the same work."""
@@ -515,11 +522,10 @@ def slowness(kind: str, case: str) -> int:
 
 
 def expected_seconds(options: argparse.Namespace) -> float:
-    between, warm_up, start = 0.4, 1.4, 10.0
-    return start + sum(
-        options.rounds * (options.seconds * slowness(kind, case) + between) + warm_up
+    start, between = 2.5, 0.4
+    return 10 + options.rounds * sum(
+        start + sum(options.seconds * slowness(kind, case) + between for case in options.only)
         for kind in kinds(options)
-        for case in options.only
     )
 
 
