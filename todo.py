@@ -98,7 +98,7 @@ from functools import cache, lru_cache, partial
 from multiprocessing import resource_tracker
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, cast
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, cast
 from urllib.parse import quote, unquote, urlsplit
 
 import httptools
@@ -112,7 +112,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic.networks import HttpUrl
-from pydantic_core import PydanticCustomError, from_json
+from pydantic_core import ErrorDetails, PydanticCustomError, from_json
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.dialects.postgresql import psycopg as postgresql
 from starlette.applications import Starlette
@@ -394,7 +394,8 @@ _HEADERS = {
 class Problem(Exception):
     """Raised to end a request with an error of the table.
 
-    `reason` is for the log alone: with one, the line is a warning, or an error from 500 on.
+    The log names its code and fields. `reason` is for the log alone: with one, the line is a
+    warning, or an error from 500 on.
     """
 
     def __init__(
@@ -406,7 +407,7 @@ class Problem(Exception):
         fields: Mapping[str, str] = {},
         headers: Mapping[str, str] = {},
     ) -> None:
-        super().__init__(f"{code}: {reason}" if reason else code)
+        super().__init__(": ".join(filter(None, (code, reason or ", ".join(fields)))))
         self.code = code
         self.reason = reason
         status, sentence = ERRORS[code]
@@ -630,184 +631,25 @@ RESOURCES = (
 
 
 # === Authentication ===============================================================================
-# Bearer tokens, by RFC 7515, 7517, 7519 and 8725.
-
+# `TokenVerifier(settings).authenticate(values of the Authorization headers)` gives the user id of a
+# bearer token, or raises Problem. HS256 is verified with the shared secret, the other algorithms
+# with Better Auth's public keys (RFC 7515, 7517, 7519, 8725).
 
 LEEWAY = 10.0  # seconds that the clocks of Better Auth and this machine may differ
 TOKEN_MAX = 16 * 1024  # bytes
-TIME_MAX = 2**53  # seconds; a JSON number beyond is not exact
 ASYMMETRIC = ("EdDSA", "ES256", "ES512", "RS256", "PS256")
-TOKEN = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-
-# A withdrawn key works for at most KEYS_MAX_AGE + VERIFIED_MAX_AGE = 5 minutes while Better
-# Auth answers.
-KEYS_FRESH = 60.0  # age in seconds at which keys are fetched again, in the background
-KEYS_MAX_AGE = 4 * 60.0  # age in seconds at which a request waits for that
-KEYS_RETRY = 10.0  # seconds between attempts while Better Auth is away and keys are known
-JWKS_TIMEOUT = 2.0  # seconds
-JWKS_MAX = 256 * 1024  # bytes
-JWKS_BURST = 3  # fetches without a pause
-JWKS_PAUSE = 1.0  # seconds between fetches beyond those
-VERIFIED_MAX_AGE = 60.0  # seconds that a token verified by JWKS is remembered
-VERIFIED_MAX = 10_000  # tokens, of which about 300 bytes each are kept
-
 # PyJWT would refuse a jti that is no text, and nothing here uses it.
-DECODING: Options = {"verify_aud": False, "verify_jti": False, "enforce_minimum_key_length": True}
+DECODING: Options = {
+    "require": ["exp"],
+    "enforce_minimum_key_length": True,
+    "verify_aud": False,
+    "verify_jti": False,
+}
 
-Keys = dict[tuple[str, str], jwt.PyJWK]  # by `kid` and `alg`
-
-# What fetching can end in: no connection, no HTTP, no JSON, JSON of another shape.
-JWKS_FAULTS = (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, RecursionError)
-
-
-def _shut_down(connected: socket.socket) -> None:
-    with suppress(OSError):
-        connected.shutdown(socket.SHUT_RDWR)
-
-
-def _fetch_jwks(url: str) -> Keys:
-    """GET a key set: no redirect, bounded in time and size. Blocks; run it in a thread."""
-    parts = urlsplit(url)
-    connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    with closing(connect(parts.netloc, timeout=JWKS_TIMEOUT)) as connection:
-        connection.connect()
-        # The connection's own time-out is for each receive; this one ends an answer that drips.
-        deadline = threading.Timer(JWKS_TIMEOUT, _shut_down, [connection.sock])
-        deadline.start()
-        try:
-            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            connection.request("GET", target, headers={"Accept": "application/json"})
-            response = connection.getresponse()
-            body = response.read(JWKS_MAX + 1)
-        finally:
-            deadline.cancel()
-    if response.status != http.client.OK or len(body) > JWKS_MAX:
-        raise ValueError(f"status {response.status}, {len(body)} bytes")
-    keys: Keys = {}
-    for key in json.loads(body)["keys"]:
-        with suppress(Exception):  # whatever PyJWT raises: one bad key spoils no other
-            parsed = jwt.PyJWK(key)
-            verifies = key.get("use", "sig") == "sig" and "verify" in key.get("key_ops", ["verify"])
-            # With "d" it is a private key: whoever reads the set could sign.
-            if verifies and "d" not in key and parsed.algorithm_name in ASYMMETRIC:
-                keys[key["kid"], parsed.algorithm_name] = parsed
-    return keys
-
-
-async def _in_daemon_thread(fetch: Callable[[], Keys]) -> Keys:
-    """What fetch returns. The end of the process waits for asyncio's own threads, not for this."""
-    result: Future[Keys] = Future()
-    result.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            result.set_result(fetch())
-        except Exception as exc:  # noqa: BLE001 it is raised by the other thread
-            result.set_exception(exc)
-
-    threading.Thread(target=run, daemon=True).start()
-    return await asyncio.wrap_future(result)
-
-
-class KeySet:
-    """Better Auth's public keys, fetched when a token needs them."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.keys: Keys = {}
-        self.fetched_at = self.refresh_at = self.next_fetch_at = -math.inf  # in the loop's time
-        self.fetching: asyncio.Task[None] | None = None
-
-    async def find(self, kid: str, algorithm: str) -> jwt.PyJWK:
-        """Key of that kid and alg. Raises Problem if there is none, or that cannot be known."""
-        name = kid, algorithm
-        now = asyncio.get_running_loop().time()
-        if name in self.keys and now < self.refresh_at:
-            return self.keys[name]
-        under_way = self.fetching is not None
-        refresh = self._refresh()
-        if name not in self.keys or now - self.fetched_at > KEYS_MAX_AGE:
-            await refresh
-        # A key is first published by the token that it signs: only a fetch that began after the
-        # token came in can tell, so one that was already under way does not count.
-        if name not in self.keys and under_way:
-            await self._refresh()
-        if name in self.keys:
-            return self.keys[name]
-        if self.fetched_at < now or not self.keys:
-            raise Problem("AUTH_KEYS_UNAVAILABLE", "no keys from Better Auth's JWKS")
-        raise Problem("INVALID_TOKEN", "no such key in Better Auth's JWKS")
-
-    def _refresh(self) -> asyncio.Future[None]:
-        """End of the fetch under way: one for all who wait, which goes on when they give up."""
-        self.fetching = self.fetching or asyncio.create_task(self._fetch())
-        return asyncio.shield(self.fetching)
-
-    async def _fetch(self) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            burst = loop.time() - (JWKS_BURST - 1) * JWKS_PAUSE
-            self.next_fetch_at = max(self.next_fetch_at + JWKS_PAUSE, burst)
-            await asyncio.sleep(self.next_fetch_at - loop.time())
-            began = loop.time()
-            # It covers a slow resolver and TLS handshake too, unlike the deadline in the thread.
-            async with asyncio.timeout(JWKS_TIMEOUT):
-                self.keys = await _in_daemon_thread(partial(_fetch_jwks, self.url))
-            self.fetched_at, self.refresh_at = began, began + KEYS_FRESH
-        except JWKS_FAULTS as exc:
-            self.refresh_at = loop.time() + KEYS_RETRY
-            place = self.url.partition("?")[0]  # a query may hold a key of the operator's
-            log.warning("no keys from %s: %s %s", place, type(exc).__name__, exc)
-        finally:
-            self.fetching = None
-
-
-def _decode_segment(segment: bytes) -> dict[str, Any]:
-    """Object of a token's segment. Raises ValueError for doubled members, NaN or no object."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(members := dict(pairs)) < len(pairs):
-            raise ValueError("doubled member")
-        return members
-
-    text = base64.urlsafe_b64decode(segment + b"=" * (-len(segment) % 4)).decode()
-    value = json.loads(text, object_pairs_hook=unique, parse_constant=int)  # int("NaN") raises
-    if not isinstance(value, dict):
-        raise ValueError("no object")
-    return value
-
-
-def _unverified(token: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Header and claims of a token in due form; its signature is still to be verified."""
-    if len(token) > TOKEN_MAX or not TOKEN.fullmatch(token):
-        raise Problem("INVALID_TOKEN", "not a signed JWT")
-    try:
-        header, claims = map(_decode_segment, token.split(b".")[:2])
-    except (ValueError, RecursionError):
-        raise Problem("INVALID_TOKEN", "not a signed JWT") from None
-    if "crit" in header or header.get("typ", "JWT") != "JWT":
-        raise Problem("INVALID_TOKEN", "not a login token by its typ or crit")
-    for name in ("exp", *(claims.keys() & {"nbf", "iat"})):
-        # Unlike PyJWT: no text, no boolean, no number that overflows.
-        if type(claims.get(name)) not in {int, float} or abs(claims[name]) > TIME_MAX:
-            raise Problem("INVALID_TOKEN", f"{name} is no usable number")
-    return header, claims
-
-
-def _user_of(claims: Mapping[str, Any], issuer: str | None, audience: str | None) -> str:
-    """User id of verified claims, which must be of that issuer and audience, if any is wanted."""
-    both = (("iss", issuer, "JWT_ISSUER"), ("aud", audience, "JWT_AUDIENCE"))
-    for name, wanted, variable in both:
-        value = claims.get(name)
-        values = value if name == "aud" and isinstance(value, list) else [value]
-        if wanted is not None and wanted not in values:
-            found = ascii(value)[:100] if value else "missing"
-            reason = f"{name} is {found}, not {wanted}: if that is right, set {variable} to it"
-            raise Problem("INVALID_TOKEN", reason)
-    user = claims.get("sub", claims.get("user_id"))
-    if not isinstance(user, str) or not user or claims.get("user_id", user) != user:
-        raise Problem("INVALID_TOKEN", "no single user in sub or user_id")
-    return user
+# A withdrawn key stops working within the sum of these while Better Auth answers: 5 minutes.
+KEYS_MAX_AGE = 4 * 60.0  # seconds, after which keys are fetched again before use
+VERIFIED_MAX_AGE = 60.0  # seconds that a token verified by them is remembered
+VERIFIED_MAX = 10_000  # tokens, of which about 300 bytes each are kept
 
 
 class TokenVerifier:
@@ -816,20 +658,22 @@ class TokenVerifier:
     def __init__(self, settings: Settings) -> None:
         self.secret = settings.better_auth_secret.get_secret_value().encode()
         origin = origin_of(settings.better_auth_url)
-        self.audience = settings.jwt_audience or origin
-        self.shared_issuer = settings.jwt_issuer
-        self.issuer = settings.jwt_issuer or origin
+        self.issuers = settings.jwt_issuer or (origin,)
+        self.shared_issuers = settings.jwt_issuer
+        self.audiences = settings.jwt_audience or (origin,)
         base = settings.better_auth_url.rstrip("/")
-        self.keys = KeySet(settings.jwks_url or f"{base}/api/auth/jwks")
+        # As Better Auth itself takes a base URL: with a path, its API is there.
+        api = base if urlsplit(base).path else f"{base}/api/auth"
+        self.keys = KeySet(settings.jwks_url or f"{api}/jwks")
         self.verified: dict[bytes, tuple[str, float, float]] = {}
 
-    async def authenticate(self, credentials: list[bytes]) -> str:
-        """User id of the Authorization headers' values. Raises Problem (FR-001 to FR-004)."""
+    async def authenticate(self, credentials: Sequence[bytes]) -> str:
+        """User id of the Authorization headers' values. Raises Problem."""
         if not credentials:
             raise Problem("AUTHENTICATION_REQUIRED", "no Authorization header")
         if len(credentials) > 1:
             raise Problem("INVALID_TOKEN", "several Authorization headers")
-        # Verifying costs 20 to 80 µs of CPU, a look into the memory 1. It keeps no token.
+        # Verifying costs 22 to 80 µs of CPU, a look into the memory 1. It keeps no token.
         digest = hashlib.sha256(credentials[0]).digest()
         user, until, expiry = self.verified.get(digest, ("", 0.0, 0.0))
         if time.monotonic() < until and time.time() < expiry:
@@ -846,25 +690,73 @@ class TokenVerifier:
 
     async def _verify(self, token: bytes) -> tuple[str, float, float]:
         """User id, until when that may be remembered (a key may be withdrawn), and `exp`."""
-        header, claims = _unverified(token)
-        kid, algorithm = header.get("kid"), header.get("alg")
+        kid, algorithm = _kid_and_algorithm(token)
         key: bytes | jwt.PyJWK
         if algorithm == "HS256":
-            key, until = self.secret, math.inf
-            issuer, audience = self.shared_issuer, self.audience if "aud" in claims else None
+            key, until, issuers = self.secret, math.inf, self.shared_issuers
         elif algorithm in ASYMMETRIC and isinstance(kid, str):
             key = await self.keys.find(kid, algorithm)
-            until = time.monotonic() + VERIFIED_MAX_AGE
-            issuer, audience = self.issuer, self.audience
+            until, issuers = time.monotonic() + VERIFIED_MAX_AGE, self.issuers
         else:
             raise Problem("INVALID_TOKEN", "algorithm not accepted, or without a kid")
         try:
-            jwt.decode(token, key, [algorithm], DECODING, leeway=LEEWAY)
-        except jwt.ExpiredSignatureError:
-            raise Problem("TOKEN_EXPIRED", "expired") from None
+            claims = jwt.decode(token, key, [algorithm], DECODING, leeway=LEEWAY)
+        except (jwt.ExpiredSignatureError, jwt.ImmatureSignatureError) as exc:
+            raise _untimely(token, exc) from None
         except Exception as exc:  # noqa: BLE001 whatever PyJWT raises for such a key and token
             raise Problem("INVALID_TOKEN", str(exc)) from None
-        return _user_of(claims, issuer, audience), until, claims["exp"]
+        _require(claims, "iss", issuers, "JWT_ISSUER")
+        if algorithm != "HS256" or "aud" in claims:
+            _require(claims, "aud", self.audiences, "JWT_AUDIENCE")
+        return _user_of(claims), until, int(claims["exp"])
+
+
+def _kid_and_algorithm(token: bytes) -> tuple[Any, Any]:
+    try:
+        header = jwt.get_unverified_header(token if len(token) <= TOKEN_MAX else b"")
+    except Exception:  # noqa: BLE001 whatever PyJWT raises
+        raise Problem(
+            "INVALID_TOKEN",
+            "not a signed JWT; for a session token, Better Auth's GET /api/auth/token has the JWT",
+        ) from None
+    if "crit" in header or header.get("typ", "JWT") != "JWT":
+        raise Problem("INVALID_TOKEN", "not a login token by its typ or crit")
+    return header.get("kid"), header.get("alg")
+
+
+def _untimely(token: bytes, exc: jwt.InvalidTokenError) -> Problem:
+    """Problem of a token whose signature is right; the log says by how many seconds it is off."""
+    claims = jwt.decode(token, options={"verify_signature": False})
+    if isinstance(exc, jwt.ExpiredSignatureError):
+        return Problem("TOKEN_EXPIRED", f"expired {time.time() - int(claims['exp']):.0f} s ago")
+    reason = str(exc)
+    with suppress(KeyError, TypeError, ValueError, OverflowError):
+        early = int(claims["iat" if "iat" in reason else "nbf"]) - time.time()
+        reason += f", by {early:.0f} s: is a clock off?"
+    return Problem("INVALID_TOKEN", reason)
+
+
+def _require(
+    claims: Mapping[str, Any], name: str, wanted: Sequence[str] | None, variable: str
+) -> None:
+    """Raise Problem unless the claim has one of the wanted values, if any are wanted."""
+    value = claims.get(name)
+    values = value if name == "aud" and isinstance(value, list) else [value]
+    if wanted and not any(each in values for each in wanted):
+        hint = f"if that is right, set {variable} to it"
+        if name == "iss" and value == "":
+            hint = "Better Auth has no base URL: set it there"
+        found = ascii(value)[:100] if value else "missing"
+        reason = f"{name} is {found}, not {' or '.join(wanted)}: {hint}"
+        raise Problem("INVALID_TOKEN", reason)
+
+
+def _user_of(claims: Mapping[str, Any]) -> str:
+    """User id of verified claims. Raises Problem: other claims name no login (e-mail tokens)."""
+    user = claims.get("sub", claims.get("user_id"))
+    if not isinstance(user, str) or not user or claims.get("user_id", user) != user:
+        raise Problem("INVALID_TOKEN", "no single user in sub or user_id")
+    return user
 
 
 # === Settings =====================================================================================
@@ -876,7 +768,8 @@ KNOWN_SECRETS = {
     "better-auth-secret-12345678901234567890",
     "replace-me-with-the-secret-of-your-better-auth",
 }
-SECRET_MIN = 32  # bytes, by the specification
+SECRET_MIN = 32  # bytes
+PRIVATE = {"better_auth_secret", "neon_db_url", "better_auth_url", "jwks_url"}  # never shown
 PORT_MAX = 65535
 
 
@@ -900,9 +793,18 @@ def origin_of(url: str) -> str:
 Mistake = partial(PydanticCustomError, "mistake")
 
 
+def _bare(text: str) -> str:
+    """Refuse what a shell would have taken off: Better Auth may have been given the same."""
+    if text != text.strip():
+        raise Mistake("it has white space or a line end at one of its ends")
+    if text[:1] == text[-1:] and text[:1] in {"'", '"'}:
+        raise Mistake("it has quotes around it, which docker's --env-file keeps")
+    return text
+
+
 def _postgres_url(url: str) -> str:
     """Check a database URL; the sentence for a mistake shows nothing of it."""
-    if re.match(r"(psql\s|['\"])", url):
+    if re.match(r"psql\s", _bare(url)):
         raise Mistake("it is only what stands between the quotes of a psql command")
     if not re.match(r"postgres(ql)?://.", url):
         raise ValueError
@@ -929,17 +831,32 @@ def _postgres_url(url: str) -> str:
 
 
 def _strong_secret(secret: str) -> str:
-    if len(secret.encode()) < SECRET_MIN or secret in KNOWN_SECRETS:
+    if len(_bare(secret).encode()) < SECRET_MIN or secret in KNOWN_SECRETS:
         raise ValueError
     return secret
+
+
+def _http_url(url: str) -> str:
+    origin_of(_bare(url))
+    return url
+
+
+def _origin(item: str) -> str:
+    """Origin as a browser sends it: of http(s), or of an app's own scheme, in lower case."""
+    if item.endswith("/"):
+        raise Mistake("{item} has a slash at its end", {"item": ascii(item)})
+    if not re.fullmatch(r"(?!file:)[a-z][a-z0-9+.-]*://[^/?#*@\s]+", item, re.IGNORECASE):
+        raise ValueError
+    return origin_of(item) if item.lower().startswith("http") else item.lower()
 
 
 def _split(value: Any) -> Any:
     return [item.strip() for item in value.split(",")] if isinstance(value, str) else value
 
 
-Url = Annotated[str, AfterValidator(lambda url: origin_of(url) and url)]
-Origin = Annotated[str, Field(pattern=r"^\w+://[^/?#*\s]+$"), AfterValidator(origin_of)]
+Url = Annotated[str, AfterValidator(_http_url)]
+Items = (NoDecode, BeforeValidator(_split))
+Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...] | None, *Items]
 
 
 class TokenSettings(BaseSettings):
@@ -964,19 +881,32 @@ class TokenSettings(BaseSettings):
             source = getattr(exc, "filename", None) or env_file or secrets_dir
             raise StartupError(f"todo.py cannot read {source} ({reason})") from None
         except ValidationError as exc:
-            lines = {}  # by name: each of several origins may be a fault
-            for fault in exc.errors():
-                name = str(fault["loc"][0])
-                kind = "missing" if fault["type"] == "missing" else "not valid"
-                rule = f"it must be {cls.model_fields[name].description}"
-                why = fault["msg"] if fault["type"] == "mistake" else rule
-                lines[name] = f"  {name.upper()} is {kind}: {why}\n"
+            # By name, because each of several origins may be a fault.
+            lines = {fault["loc"][0]: cls._line_of(fault) for fault in exc.errors()}
+            advice = (
+                "Set them in the environment or in .env (.env.example explains each variable).\n"
+                "To try the service with nothing to set: python todo.py dev"
+            )
             raise StartupError(
                 "These settings are missing or not valid:\n"
                 + "".join(lines.values())
-                + "Set them in the environment or in .env (.env.example explains each variable).\n"
-                "To try the service with nothing to set: python todo.py dev"
+                + (advice if env_file else "They come from the environment; .env is not read.")
             ) from None
+
+    @classmethod
+    def _line_of(cls, fault: ErrorDetails) -> str:
+        """What is wrong with a variable; its value only where that is no secret."""
+        name = str(fault["loc"][0])
+        if fault["type"] == "missing":
+            what = "missing"
+        elif name in PRIVATE:
+            what = "not valid"
+        else:
+            what = f"not valid ({ascii(fault['input'])[:100]})"
+        rule = f"it must be {cls.model_fields[name].description}"
+        return (
+            f"  {name.upper()} is {what}: {fault['msg'] if fault['type'] == 'mistake' else rule}\n"
+        )
 
 
 class Settings(TokenSettings):
@@ -989,13 +919,13 @@ class Settings(TokenSettings):
         pattern=r"^[^?#]*$",
         description="the http(s) URL of the Better Auth server, such as http://localhost:3000",
     )
-    allowed_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split)] = Field(
+    allowed_origins: Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], *Items] = Field(
         ("http://localhost:3000", "http://127.0.0.1:3000"),
-        description="origins between commas, each scheme://host[:port], never *",
+        description="origins between commas, each scheme://host[:port], never * or null",
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="DEBUG, INFO, WARNING or ERROR"
-    )
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)
+    ] = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     host: str = Field("127.0.0.1", description="the address to listen on, such as 0.0.0.0")
     port: int = Field(8000, ge=1, le=PORT_MAX, description=f"a port number from 1 to {PORT_MAX}")
     workers: int = Field(1, ge=1, le=100, description="the number of processes, 1 to 100")
@@ -1003,8 +933,8 @@ class Settings(TokenSettings):
     db_timeout: float = Field(
         5.0, gt=0, le=60, description="seconds that a request may wait, up to 60"
     )
-    jwt_issuer: str | None = Field(None, description="the iss that tokens must carry")
-    jwt_audience: str | None = Field(None, description="the aud that tokens must carry")
+    jwt_issuer: Names = Field(None, description="the iss that tokens must carry, or a list")
+    jwt_audience: Names = Field(None, description="the aud that tokens must carry, or a list")
     jwks_url: Url | None = Field(None, description="the http(s) URL of Better Auth's JWKS")
 
 
@@ -1017,6 +947,7 @@ _TRACING = ("traceparent", "tracestate", "baggage", "sentry-trace")
 _OF_LIBRARIES = ("X-Requested-With", "Cache-Control")
 REQUEST_HEADERS = ("Authorization", "Content-Type", "X-Request-ID", *_TRACING, *_OF_LIBRARIES)
 EXPOSED_HEADERS = ("Allow", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID")
+SAFE_HEADERS = ("accept", "accept-language", "content-language")  # of which browsers ask nothing
 PREFLIGHT_MAX_AGE = 600  # seconds
 LOG_PATH_MAX = 2048  # characters
 ADDRESS_MAX = 46  # characters, one more than any address has
@@ -1051,9 +982,13 @@ async def _failure_of(answering: Awaitable[None]) -> BaseException | None:
     """What answering raises: in an `except`, it would be the context of all that it leads to."""
     try:
         await answering
-    except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 the last resort (FR-027)
+    except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 the last resort
         return exc
     return None
+
+
+def _warn_of_cors(what: str) -> None:
+    log.warning("a browser will refuse %s", ascii(what)[1:-1][:200])
 
 
 class ExchangeMiddleware:
@@ -1103,7 +1038,7 @@ class ExchangeMiddleware:
         if failure is not None and "client_left" not in scope:
             problem = self._problem_of(failure)
             level, cause = problem.level, problem.__cause__
-            fault = f" error={problem}" if problem.reason else ""
+            fault = f" error={problem}"
             if not status:
                 failure = await _failure_of(problem.response(scope, receive, send_with_headers))
         if failure is not None and "client_left" in scope:
@@ -1124,20 +1059,26 @@ class ExchangeMiddleware:
             case asyncio.CancelledError():
                 return Problem("INTERNAL_ERROR", "cut short by the shutdown")
         problem = Problem("INTERNAL_ERROR", type(exc).__name__)
-        problem.__cause__ = exc  # which is logged as a whole (FR-028)
+        problem.__cause__ = exc  # which is logged as a whole
         return problem
 
     def _preflight(self, request_headers: Mapping[bytes, bytes]) -> Response:
-        """Answer by the Fetch standard; needs no token (FR-033)."""
+        """Answer by the Fetch standard, always a 204, without a token.
+
+        A browser that misses its origin, method or header in it names that to the developer. The
+        log names it too.
+        """
+        origin = request_headers[b"origin"]
+        if origin not in self.headers:
+            _warn_of_cors(f"the origin {origin.decode('latin-1')}: it is not in ALLOWED_ORIGINS")
+            return Response(status_code=204)
+        method = request_headers[PREFLIGHT_HEADER].decode("latin-1")
+        if method not in METHODS:
+            _warn_of_cors(f"the method {method}: it is none of {', '.join(METHODS)}")
         names = request_headers.get(b"access-control-request-headers", b"").decode("latin-1")
-        known = {"", "accept", "accept-language", *(name.lower() for name in REQUEST_HEADERS)}
-        allowed = {
-            "origin": request_headers[b"origin"] in self.headers,
-            "method": request_headers[PREFLIGHT_HEADER].decode("latin-1") in METHODS,
-            "headers": known.issuperset(name.strip() for name in names.lower().split(",")),
-        }
-        if refused := [what for what, fine in allowed.items() if not fine]:
-            return Problem("CORS_REFUSED", detail=f"Disallowed CORS {', '.join(refused)}").response
+        allowed = {"", *SAFE_HEADERS, *(name.lower() for name in REQUEST_HEADERS)}
+        if missed := {name.strip() for name in names.lower().split(",")} - allowed:
+            _warn_of_cors(f"the header {', '.join(sorted(missed))}: it is not allowed")
         headers = {
             "Access-Control-Allow-Methods": ", ".join(METHODS),
             "Access-Control-Allow-Headers": ", ".join(REQUEST_HEADERS),
@@ -1756,6 +1697,189 @@ class Database:
         self.queue.waiting.clear()
 
 
+# === Key set ======================================================================================
+# Promises `KeySet(url).find(kid, alg)`: the public key that Better Auth lists under these names,
+# fetched when a token needs it. It raises Problem if there is none, or if that cannot be known.
+
+KEYS_RETRY = 10.0  # seconds between fetches while Better Auth does not answer and keys are known
+JWKS_TIMEOUT = 2.0  # seconds
+JWKS_SLOW = f"no whole answer within {JWKS_TIMEOUT:.0f} s"
+JWKS_MAX = 256 * 1024  # bytes
+JWKS_BURST = 3  # fetches without a pause
+JWKS_PAUSE = 1.0  # seconds between fetches beyond those
+RETRY_AFTER_MAX = 60.0  # seconds that Better Auth may ask for
+
+Keys = dict[tuple[str, str], jwt.PyJWK]  # by `kid` and `alg`
+
+
+class JWKSError(Exception):
+    """Raised if the keys cannot be fetched; no other attempt is wanted for `pause` seconds."""
+
+    def __init__(self, reason: str, pause: float = 0.0) -> None:
+        super().__init__(reason)
+        self.pause = pause
+
+
+def fetch_jwks(url: str) -> tuple[Keys, list[str]]:
+    """GET a key set: its usable keys, and why others are not. Blocks; run it in a thread.
+
+    Raises JWKSError, after JWKS_TIMEOUT and the time of the resolver at the latest.
+    """
+    started = time.monotonic()
+    try:
+        body = _get(url)
+        keys: Keys = {}
+        unusable = []
+        for key in json.loads(body)["keys"]:
+            try:
+                parsed = _usable(key)
+                keys[key["kid"], parsed.algorithm_name] = parsed
+            except Exception as exc:  # noqa: BLE001 whatever PyJWT raises: one bad key spoils no other
+                unusable.append(str(exc) or type(exc).__name__)
+    except (
+        OSError,
+        http.client.HTTPException,
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+    ) as exc:
+        slow = time.monotonic() - started >= JWKS_TIMEOUT
+        raise JWKSError(JWKS_SLOW if slow else f"{type(exc).__name__} {exc}") from None
+    return keys, unusable
+
+
+def _get(url: str) -> bytes:
+    """Body of a GET, bounded in time and size; no redirect is followed."""
+    parts = urlsplit(url)
+    connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    with closing(connect(parts.netloc, timeout=JWKS_TIMEOUT)) as connection:
+        connection.connect()
+        # The connection's own time-out is of each receive; this one ends an answer that drips.
+        deadline = threading.Timer(JWKS_TIMEOUT, _shut_down, [connection.sock])
+        deadline.start()
+        try:
+            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            # Firewalls refuse requests without a User-Agent.
+            headers = {"Accept": "application/json", "User-Agent": "todo-api"}
+            connection.request("GET", target, headers=headers)
+            response = connection.getresponse()
+            body = response.read(JWKS_MAX + 1)
+        finally:
+            deadline.cancel()
+    if response.status != http.client.OK:
+        raise _refusal(response)
+    if len(body) > JWKS_MAX:
+        raise JWKSError(f"the answer has more than {JWKS_MAX} bytes")
+    return body
+
+
+def _shut_down(connected: socket.socket) -> None:
+    with suppress(OSError):
+        connected.shutdown(socket.SHUT_RDWR)
+
+
+def _refusal(response: http.client.HTTPResponse) -> JWKSError:
+    reason, pause = f"status {response.status}", ""
+    if location := response.headers.get("Location", "").partition("?")[0]:
+        reason += f", a redirect to {ascii(location)[:200]}: set JWKS_URL to where the keys are"
+    if response.status == http.client.TOO_MANY_REQUESTS:  # Better Auth writes X-
+        given = response.headers
+        pause = given.get("Retry-After") or given.get("X-Retry-After") or ""
+    return JWKSError(reason, min(float(pause), RETRY_AFTER_MAX) if pause.isdecimal() else 0.0)
+
+
+def _usable(key: dict[str, Any]) -> jwt.PyJWK:
+    """Key that verifies tokens. Raises ValueError that says why it does not, or PyJWT's errors."""
+    kid = key.get("kid")
+    name = ascii(kid)[:50]
+    if not isinstance(kid, str):
+        raise ValueError("a key without kid")
+    if "d" in key:  # whoever reads the set could sign
+        raise ValueError(f"{name} is a private key")
+    if key.get("use", "sig") != "sig" or "verify" not in key.get("key_ops", ["verify"]):
+        raise ValueError(f"{name} is not to verify with")
+    if "alg" in key and key["alg"] not in ASYMMETRIC:
+        raise ValueError(f"{name} is of algorithm {ascii(key['alg'])[:50]}")
+    return jwt.PyJWK(key)
+
+
+T = TypeVar("T")
+
+
+async def _in_daemon_thread(fetch: Callable[[], T]) -> T:
+    """What fetch returns. The end of the process waits for asyncio's own threads, not for this."""
+    result: Future[T] = Future()
+    result.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            result.set_result(fetch())
+        except Exception as exc:  # noqa: BLE001 it is raised by the other thread
+            result.set_exception(exc)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await asyncio.wrap_future(result)
+
+
+class KeySet:
+    """Better Auth's public keys, fetched when a token needs them."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.keys: Keys = {}
+        # In the loop's time: when the last good fetch began, until when keys serve without another,
+        # and before when none begins.
+        self.fetched_at = self.fresh_until = self.next_fetch_at = -math.inf
+        self.fetching: asyncio.Task[None] | None = None
+
+    async def find(self, kid: str, algorithm: str) -> jwt.PyJWK:
+        """Key of that kid and alg. Raises Problem if there is none, or that cannot be known."""
+        name = kid, algorithm
+        now = asyncio.get_running_loop().time()
+        if name not in self.keys or now >= self.fresh_until:
+            under_way = self.fetching is not None
+            await self._refresh()
+            # A key is first published by the token that it signs: only a fetch that began after the
+            # token came in can tell, so one that was already under way does not count.
+            if name not in self.keys and under_way:
+                await self._refresh()
+        if name in self.keys:
+            return self.keys[name]
+        if self.fetched_at < now or not self.keys:
+            raise Problem("AUTH_KEYS_UNAVAILABLE", "no keys from Better Auth's JWKS")
+        raise Problem("INVALID_TOKEN", "no such key in Better Auth's JWKS")
+
+    async def _refresh(self) -> None:
+        """Wait for a fetch: one for all who wait, which goes on when they give up."""
+        if self.next_fetch_at - asyncio.get_running_loop().time() > JWKS_PAUSE:
+            return  # Better Auth has asked for a longer pause than a request should wait
+        self.fetching = self.fetching or asyncio.create_task(self._fetch())
+        await asyncio.shield(self.fetching)
+
+    async def _fetch(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            burst = loop.time() - (JWKS_BURST - 1) * JWKS_PAUSE
+            self.next_fetch_at = max(self.next_fetch_at + JWKS_PAUSE, burst)
+            await asyncio.sleep(self.next_fetch_at - loop.time())
+            began = loop.time()
+            # It covers a slow resolver and TLS handshake too, unlike the deadline in the thread.
+            async with asyncio.timeout(JWKS_TIMEOUT):
+                keys, unusable = await _in_daemon_thread(partial(fetch_jwks, self.url))
+            self.keys, self.fetched_at, self.fresh_until = keys, began, began + KEYS_MAX_AGE
+            for reason in unusable:
+                log.warning("a key of the JWKS is not used: %s", reason)
+        except (JWKSError, TimeoutError) as exc:
+            pause = getattr(exc, "pause", 0.0)
+            self.fresh_until = loop.time() + max(KEYS_RETRY, pause)
+            self.next_fetch_at = max(self.next_fetch_at, loop.time() + pause)
+            place = self.url.partition("?")[0]  # a query may hold a key of the operator's
+            log.warning("no keys from %s: %s", place, str(exc) or JWKS_SLOW)
+        finally:
+            self.fetching = None
+
+
 # === HTTP server ==================================================================================
 # uvicorn's protocol made safe against hostile clients, and its supervisor.
 
@@ -2356,12 +2480,12 @@ def check(settings: Settings, token: bytes) -> Iterator[tuple[bool, str, str]]:
     tokens = TokenVerifier(settings)
     url = tokens.keys.url
     try:
-        keys = _fetch_jwks(url)
+        keys, _ = fetch_jwks(url)
         algorithms = ", ".join(sorted({algorithm for _, algorithm in keys}))
         yield bool(keys), "JWKS", f"{len(keys)} usable keys {algorithms} at {url}"
-    except JWKS_FAULTS as exc:
+    except JWKSError as exc:
         hint = "is BETTER_AUTH_URL right, and reachable from here?"
-        yield False, "JWKS", f"{url}: {type(exc).__name__} {exc}; {hint}"
+        yield False, "JWKS", f"{url}: {exc}; {hint}"
     if token:
         try:
             user = asyncio.run(tokens.authenticate([b"Bearer " + token.removeprefix(b"Bearer ")]))
