@@ -22,37 +22,41 @@ reaches a task that is not theirs. `openapi.yaml` is the contract, `schema.sql` 
     python todo.py            serve, configured by the environment or `.env`
     python todo.py --help     the other commands: init-db, token, check
 
-Map, each section built only on those above it:
+The file has three parts. `grep '^# ===' todo.py` lists their sections. To know what the service
+does, read the first part alone: the others carry it.
 
-    settings          environment variables, StartupError, logs
-    schema            the table and every statement, compiled once
-    models            request bodies and the words for their faults
-    errors            one table from error code to status and sentence
-    authentication    bearer tokens: HS256 by shared secret, the rest by Better Auth's JWKS
-    connections       batches of queries by libpq, one round trip each
-    storage           which query goes next, and what is repeated
-    endpoints         the six operations on tasks, health, contract and docs
-    app               middleware and create_app
-    HTTP server       uvicorn's protocol, safe against hostile clients
-    command line      serve, dev, init-db, token, check
+    THE SERVICE      Table and statements, Models, Errors, Endpoints, Authentication, Settings, App
+    THE MACHINERY    Database, Key set, HTTP server, Log writer
+    THE COMMANDS     serve, dev, init-db, check, token
 
-Where a change goes, besides its test and `openapi.yaml`:
+Where a change goes, besides `openapi.yaml` and a test:
 
-    a field of a task    schema.sql, and `alter table` for what exists; `tasks`, `_row`, `_new` and
-                         `_created`; the models, and MESSAGES for each of pydantic's error types
-    an operation         a statement, an endpoint, RESOURCES
-    an error             ERRORS, README
-    a variable           Settings, .env.example, README
+    a field of a task      `tasks`, `_row`, `_new` and `_created`; the models, and MESSAGES for each
+                           of pydantic's error types; schema.sql, with `alter table` for databases
+                           that exist (the new column first, the new todo.py after it)
+    a filter of the list   FILTERS, `filter_values`, MESSAGES; an index in schema.sql
+    a further read         a statement (compile_statement, `statements`), an endpoint, ROUTES
+    another operation      the same
+    an error               ERRORS
+    a variable             Settings, .env.example, README
+    a check of every call  a middleware in create_app: a rate limit, for example, behind the one
+                           of authentication, which knows the user
 """
 
 from __future__ import annotations
 
 import sys
 
-if __name__ == "__main__":  # Ctrl-C leaves no traceback, also during the imports
-    sys.excepthook = lambda kind, *rest: (
-        None if kind is KeyboardInterrupt else sys.__excepthook__(kind, *rest)
-    )
+if __name__ == "__main__":
+
+    def _during_imports(kind: Any, exc: Any, trace: Any) -> None:
+        """Ctrl-C leaves no traceback, and a missing package says what to type."""
+        if kind is ModuleNotFoundError:
+            print(f"{exc}. With its packages: .venv/bin/python todo.py, or: uv run todo.py")  # noqa: T201
+        elif kind is not KeyboardInterrupt:
+            sys.__excepthook__(kind, exc, trace)
+
+    sys.excepthook = _during_imports
 
 import argparse
 import asyncio
@@ -98,7 +102,7 @@ from functools import cache, lru_cache, partial
 from multiprocessing import resource_tracker
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, cast
 from urllib.parse import quote, unquote, urlsplit
 
 import httptools
@@ -132,9 +136,11 @@ log = logging.getLogger("todo")
 
 
 ####################################################################################################
-# THE SERVICE
+# ===== THE SERVICE ================================================================================
 #
-# What the Todo API does, from the table to the app. Nothing below it is needed to read it.
+# What the Todo API does, from the table to the app. It uses three things of the machinery:
+# `Database.run(statement, **values)`, `KeySet.find(kid, alg)` and a log handler; each says there
+# what it promises.
 ####################################################################################################
 
 
@@ -427,38 +433,64 @@ class Problem(Exception):
 BODY_MAX = 64 * 1024  # bytes
 USER_ID = re.compile(rf"[^/\x00-\x1f\x7f-\x9f]{{1,{USER_ID_MAX}}}")
 TASK_ID = re.compile(r"[1-9][0-9]{0,18}")
-
-Handler = Response | Callable[[Request], Awaitable[Response]]  # a fixed answer, or what makes one
 json_text = json.JSONEncoder(ensure_ascii=False).encode
 json_response = partial(Response, media_type="application/json")
 
 
-class Resource(BaseRoute):
-    """Route of a path, whatever the method. HEAD goes with GET; the HTTP server omits the body."""
+async def list_tasks(request: Request) -> Response:
+    path = path_values(request)
+    # Without a query there is nothing to parse, which costs 4 µs.
+    filters = filter_values(request) if request.scope["query_string"] else {}
+    statement = list_statement(tuple(filters))
+    rows = await request.app.state.database.run(statement, **path, **filters)
+    return json_response(b"[" + b",".join(rows) + b"]")
 
-    def __init__(self, path: str, **handlers: Handler) -> None:
-        self.path = path
-        # A user id may be empty, for an error that names it rather than a 404.
-        pattern = re.escape(path).replace(r"\{user_id\}", "(?P<user_id>[^/]*)")
-        self.pattern = re.compile(pattern.replace(r"\{id\}", "(?P<id>[^/]+)").encode())
-        self.handlers = handlers | ({"HEAD": handlers["GET"]} if "GET" in handlers else {})
 
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        # The raw path, so that an encoded slash separates nothing.
-        match = self.pattern.fullmatch(scope["raw_path"])
-        if match is None:
-            return Match.NONE, {}
-        values = {name: unquote(value.decode()) for name, value in match.groupdict().items()}
-        return Match.FULL, {"path_params": values}
+async def create_task(request: Request) -> Response:
+    path = path_values(request)
+    new = await body_values(request, NewTask)
+    try:
+        [body] = await request.app.state.database.run(CREATE, **path, **new)
+    except errors.ForeignKeyViolation as exc:  # it names the constraint: of a user who is gone
+        raise Problem("FORBIDDEN", str(exc)) from None
+    location = f"/api/{quote(path['owner'], safe='')}/tasks/{from_json(body)['id']}"
+    return json_response(body, 201, {"Location": location})
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer. Raises Problem for a method that the path does not have."""
-        handler = self.handlers.get(scope["method"])
-        if handler is None:
-            raise Problem("METHOD_NOT_ALLOWED", headers={"Allow": ", ".join(sorted(self.handlers))})
-        if not isinstance(handler, Response):
-            handler = await handler(Request(scope, receive))
-        await handler(scope, receive, send)
+
+async def get_task(request: Request) -> Response:
+    return task_response(await request.app.state.database.run(GET, **path_values(request)))
+
+
+async def update_task(request: Request) -> Response:
+    path = path_values(request)
+    new = await body_values(request, TaskUpdate)
+    return task_response(await request.app.state.database.run(UPDATE, **path, **new))
+
+
+async def delete_task(request: Request) -> Response:
+    task_response(await request.app.state.database.run(DELETE, **path_values(request)))
+    return Response(status_code=204)
+
+
+async def toggle_task(request: Request) -> Response:
+    return task_response(await request.app.state.database.run(TOGGLE, **path_values(request)))
+
+
+async def readyz(request: Request) -> Response:
+    try:
+        await request.app.state.database.run(PROBE)
+    except (Problem, psycopg.Error, asyncio.CancelledError) as exc:  # the last by a shutdown
+        if "client_left" in request.scope:
+            raise
+        detail = TABLE_UNUSABLE if isinstance(exc, psycopg.Error) else None
+        raise Problem("NOT_READY", str(exc), detail=detail) from None
+    return json_response(b'{"status":"ready"}')
+
+
+def task_response(rows: list[bytes | None]) -> Response:
+    if not rows[0]:
+        raise Problem("TASK_NOT_FOUND" if rows[0] is None else "FORBIDDEN")
+    return json_response(rows[0])
 
 
 def path_values(request: Request) -> dict[str, Any]:
@@ -525,60 +557,44 @@ async def body_values(request: Request, model: type[NewTask]) -> dict[str, Any]:
     return parse_body(model, await request.body())  # the HTTP server raises the 413
 
 
-def task_response(rows: list[bytes | None]) -> Response:
-    if not rows[0]:
-        raise Problem("TASK_NOT_FOUND" if rows[0] is None else "FORBIDDEN")
-    return json_response(rows[0])
+Handler = Response | Callable[[Request], Awaitable[Response]]  # a fixed answer, or what makes one
 
 
-async def list_tasks(request: Request) -> Response:
-    path = path_values(request)
-    # Without a query there is nothing to parse, which costs 4 µs.
-    filters = filter_values(request) if request.scope["query_string"] else {}
-    statement = list_statement(tuple(filters))
-    rows = await request.app.state.database.run(statement, **path, **filters)
-    return json_response(b"[" + b",".join(rows) + b"]")
+class PathRoute(BaseRoute):
+    """Route of a path, whatever the method. HEAD goes with GET; the HTTP server omits the body."""
+
+    def __init__(self, path: str, **handlers: Handler) -> None:
+        self.path = path
+        # A user id may be empty, for an error that names it rather than a 404.
+        pattern = re.escape(path).replace(r"\{user_id\}", "(?P<user_id>[^/]*)")
+        self.pattern = re.compile(pattern.replace(r"\{id\}", "(?P<id>[^/]+)").encode())
+        self.handlers = handlers | ({"HEAD": handlers["GET"]} if "GET" in handlers else {})
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        # The raw path, so that an encoded slash separates nothing.
+        match = self.pattern.fullmatch(scope["raw_path"])
+        if match is None:
+            return Match.NONE, {}
+        values = {name: unquote(value.decode()) for name, value in match.groupdict().items()}
+        return Match.FULL, {"path_params": values}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer. Raises Problem for a method that the path does not have."""
+        handler = self.handlers.get(scope["method"])
+        if handler is None:
+            raise Problem("METHOD_NOT_ALLOWED", headers={"Allow": ", ".join(sorted(self.handlers))})
+        if not isinstance(handler, Response):
+            handler = await handler(Request(scope, receive))
+        await handler(scope, receive, send)
 
 
-async def create_task(request: Request) -> Response:
-    path = path_values(request)
-    new = await body_values(request, NewTask)
-    try:
-        [body] = await request.app.state.database.run(CREATE, **path, **new)
-    except errors.ForeignKeyViolation as exc:  # it names the constraint: of a user who is gone
-        raise Problem("FORBIDDEN", str(exc)) from None
-    location = f"/api/{quote(path['owner'], safe='')}/tasks/{from_json(body)['id']}"
-    return json_response(body, 201, {"Location": location})
-
-
-async def get_task(request: Request) -> Response:
-    return task_response(await request.app.state.database.run(GET, **path_values(request)))
-
-
-async def update_task(request: Request) -> Response:
-    path = path_values(request)
-    new = await body_values(request, TaskUpdate)
-    return task_response(await request.app.state.database.run(UPDATE, **path, **new))
-
-
-async def delete_task(request: Request) -> Response:
-    task_response(await request.app.state.database.run(DELETE, **path_values(request)))
-    return Response(status_code=204)
-
-
-async def toggle_task(request: Request) -> Response:
-    return task_response(await request.app.state.database.run(TOGGLE, **path_values(request)))
-
-
-async def readyz(request: Request) -> Response:
-    try:
-        await request.app.state.database.run(PROBE)
-    except (Problem, psycopg.Error, asyncio.CancelledError) as exc:  # the last by a shutdown
-        if "client_left" in request.scope:
-            raise
-        detail = TABLE_UNUSABLE if isinstance(exc, psycopg.Error) else None
-        raise Problem("NOT_READY", str(exc), detail=detail) from None
-    return json_response(b'{"status":"ready"}')
+ROUTES = (
+    PathRoute("/api/{user_id}/tasks", GET=list_tasks, POST=create_task),
+    PathRoute("/api/{user_id}/tasks/{id}", GET=get_task, PUT=update_task, DELETE=delete_task),
+    PathRoute("/api/{user_id}/tasks/{id}/complete", PATCH=toggle_task),
+    PathRoute("/healthz", GET=json_response('{"status":"ok"}')),
+    PathRoute("/readyz", GET=readyz),
+)
 
 
 # Swagger UI, of one version and with subresource integrity, under the strictest policy it bears.
@@ -609,25 +625,16 @@ DOCS_POLICY = (
 )
 
 
-def contract_resources() -> list[Resource]:
+def contract_routes() -> list[PathRoute]:
     """The contract, its page, and `/`, which says where they are."""
     place = HERE / "openapi.yaml"
     if not place.is_file():
-        return [Resource("/", GET=json_response('{"name": "Todo API"}'))]
+        return [PathRoute("/", GET=json_response('{"name": "Todo API"}'))]
     index = '{"name": "Todo API", "docs": "/docs", "openapi": "/openapi.yaml"}'
     page = Response(DOCS_PAGE, 200, {"Content-Security-Policy": DOCS_POLICY}, "text/html")
     contract = Response(place.read_bytes(), media_type="application/yaml")
     answers = {"/": json_response(index), "/docs": page, "/openapi.yaml": contract}
-    return [Resource(path, GET=answer) for path, answer in answers.items()]
-
-
-RESOURCES = (
-    Resource("/api/{user_id}/tasks", GET=list_tasks, POST=create_task),
-    Resource("/api/{user_id}/tasks/{id}", GET=get_task, PUT=update_task, DELETE=delete_task),
-    Resource("/api/{user_id}/tasks/{id}/complete", PATCH=toggle_task),
-    Resource("/healthz", GET=json_response('{"status":"ok"}')),
-    Resource("/readyz", GET=readyz),
-)
+    return [PathRoute(path, GET=answer) for path, answer in answers.items()]
 
 
 # === Authentication ===============================================================================
@@ -942,7 +949,7 @@ class Settings(TokenSettings):
 # What every exchange gets, and create_app.
 
 
-METHODS = sorted({method for resource in RESOURCES for method in resource.handlers})
+METHODS = sorted({method for resource in ROUTES for method in resource.handlers})
 _TRACING = ("traceparent", "tracestate", "baggage", "sentry-trace")
 _OF_LIBRARIES = ("X-Requested-With", "Cache-Control")
 REQUEST_HEADERS = ("Authorization", "Content-Type", "X-Request-ID", *_TRACING, *_OF_LIBRARIES)
@@ -1138,7 +1145,7 @@ def create_app(settings: Settings) -> Starlette:
     names = ", ".join(sorted(settings.model_fields_set)).upper() or "none"
     log.info("settings from the environment: %s", names)
     app = Starlette(
-        routes=[*RESOURCES, *contract_resources()],
+        routes=[*ROUTES, *contract_routes()],
         middleware=[
             Middleware(ExchangeMiddleware, settings.allowed_origins, handler.write),
             Middleware(AuthenticationMiddleware, TokenVerifier(settings)),
@@ -1152,9 +1159,10 @@ def create_app(settings: Settings) -> Starlette:
 
 
 ####################################################################################################
-# THE MACHINERY
+# ===== THE MACHINERY ==============================================================================
 #
-# What carries the service: the database, the HTTP server and the log writer.
+# What carries the service: safe against hostile callers and lost connections, and fast. Nothing
+# here knows what a task is.
 ####################################################################################################
 
 
@@ -1393,9 +1401,7 @@ class PipelinedConnection(psycopg.AsyncConnection[Any]):
     def _end_batch(self) -> None:
         """The sync is answered: whether the batch is committed or undone is known."""
         batch, self.batch = self.batch, ()
-        self.batch_ended.set_result(
-            None
-        )  # first, so that the connection is free before its callers
+        self.batch_ended.set_result(None)  # first: the next batch goes out before callers go on
         failures = [query.error for query in batch if query.error]
         if any(isinstance(error, NOT_PREPARED) for error in failures):
             self.prepares = False
@@ -1804,17 +1810,14 @@ def _usable(key: dict[str, Any]) -> jwt.PyJWK:
     return jwt.PyJWK(key)
 
 
-T = TypeVar("T")
-
-
-async def _in_daemon_thread(fetch: Callable[[], T]) -> T:
-    """What fetch returns. The end of the process waits for asyncio's own threads, not for this."""
-    result: Future[T] = Future()
+async def _fetch_in_thread(url: str) -> tuple[Keys, list[str]]:
+    """fetch_jwks in a daemon thread: the process would not end before a thread of asyncio's."""
+    result: Future[tuple[Keys, list[str]]] = Future()
     result.set_running_or_notify_cancel()
 
     def run() -> None:
         try:
-            result.set_result(fetch())
+            result.set_result(fetch_jwks(url))
         except Exception as exc:  # noqa: BLE001 it is raised by the other thread
             result.set_exception(exc)
 
@@ -1866,7 +1869,7 @@ class KeySet:
             began = loop.time()
             # It covers a slow resolver and TLS handshake too, unlike the deadline in the thread.
             async with asyncio.timeout(JWKS_TIMEOUT):
-                keys, unusable = await _in_daemon_thread(partial(fetch_jwks, self.url))
+                keys, unusable = await _fetch_in_thread(self.url)
             self.keys, self.fetched_at, self.fresh_until = keys, began, began + KEYS_MAX_AGE
             for reason in unusable:
                 log.warning("a key of the JWKS is not used: %s", reason)
@@ -2230,9 +2233,9 @@ def configure_logging(level: str) -> LogHandler:
 
 
 ####################################################################################################
-# THE COMMANDS
+# ===== THE COMMANDS ===============================================================================
 #
-# serve, dev, init-db, check and token.
+# What an operator types. Each refuses with one message that says what to do next.
 ####################################################################################################
 
 
