@@ -441,18 +441,26 @@ async def test_http_1_0_knows_no_100_continue(server: Server) -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["declared", "chunked"])
-@pytest.mark.parametrize("status", [401, 413])
-def test_who_sends_far_too_much_reads_the_answer_all_the_same(
+@pytest.mark.parametrize("status", [401, 405, 413])
+def test_who_sends_far_too_much_reads_the_answer_and_the_next_request_has_its_own(
     server: Server, status: int, chunked: bool
 ) -> None:
-    """An ordinary client reads only when all is sent; a reset would come between."""
+    """An ordinary client reads only when all is sent; a reset would come between.
+
+    It may use the connection again unless the answer says that it ends.
+    """
     headers = {"Content-Type": "application/json"}
-    if status == 413:
+    if status != 401:
         headers["Authorization"] = f"Bearer {token('user')}"
     body = iter([b"x" * 100_000] * 30) if chunked else b"x" * 3_000_000
+    path = path_of("user", "1" if status == 405 else "")
     with closing(HTTPConnection("127.0.0.1", server.port, timeout=10)) as connection:
-        connection.request("POST", path_of("user"), body, headers, encode_chunked=chunked)
-        assert connection.getresponse().status == status
+        connection.request("POST", path, body, headers, encode_chunked=chunked)
+        answer = connection.getresponse()
+        answer.read()
+        assert (answer.status, answer.headers["Connection"]) == (status, "close")
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().status == 200
 
 
 async def test_long_addresses_of_a_proxy_fill_no_memory(server: Server) -> None:
