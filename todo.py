@@ -93,6 +93,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache, partial
 from pathlib import Path
@@ -1696,28 +1697,26 @@ class State(Enum):
     """What a connection waits for, and for how many seconds at most."""
 
     IDLE = "the first byte of a request", 75.0  # longer than by most proxies
-    RECEIVING = "the rest of a request", 25.0
+    RECEIVING = "all the rest of a request", 25.0
     WORKING = "the app", math.inf
     SENDING = "the client reads more of an answer", 25.0
-    LINGERING = "silence, or that the client closes", 2.0
+    LINGERING = "silence of the client, or its end", 2.0
     CLOSED = "nothing", math.inf
 
-    def __init__(self, awaited: str, seconds: float) -> None:
-        self.awaited = awaited
+    def __init__(self, _: str, seconds: float) -> None:
         self.seconds = seconds
 
 
+@dataclass(slots=True)
 class Exchange:
-    """A request, and what becomes of its connection behind the answer."""
+    """A request, and how its answer stands."""
 
-    def __init__(self, scope: Scope, *, keep_alive: bool = False, expects: bool = False) -> None:
-        self.scope = scope
-        self.keep_alive = keep_alive
-        self.expects = expects  # 100 Continue
-        self.body = bytearray()
-        self.whole = False  # all of it has come
-        self.too_large: Problem | None = None
-        self.answered = False
+    scope: Scope
+    keep_alive: bool = False  # the connection, behind the answer
+    expects: bool = False  # 100 Continue
+    body: bytearray = field(default_factory=bytearray)
+    too_large: Problem | None = None
+    answered: bool = False
 
     async def receive(self) -> Message:
         """The body at once. Raises Problem if it is too large, so nobody takes a part for it."""
@@ -1729,33 +1728,34 @@ class Exchange:
 class HTTPProtocol(asyncio.Protocol):
     """A connection: whole requests to the app, one after the other (RFC 9112).
 
-    state      what it waits for              then                        seconds at most
-    IDLE       the first byte of a request    RECEIVING or WORKING        75
-    RECEIVING  the rest of the request        WORKING                     25 for all of it
-    WORKING    the app                        SENDING                     as long as the app takes
-    SENDING    the client reads the answer    IDLE, RECEIVING, WORKING,   25 without progress
-                                              LINGERING or CLOSED
-    LINGERING  silence of the client          CLOSED                      2, and 25 in all
+        IDLE --> RECEIVING --> WORKING --> SENDING --> IDLE, RECEIVING or WORKING
+                                              `------> LINGERING --> CLOSED
 
-    A request that is over a limit, or is none, is WORKING at once. Its end has not come, so its
-    answer says `Connection: close`, and LINGERING spares the client a reset before it has read.
+    What comes at once or is sent at once skips a state, and a client that leaves ends them all.
+    A request that is over a limit, or is none, is WORKING before its end has come. Its answer
+    says `Connection: close`, like the last of a shutdown. LINGERING follows every such answer:
+    to close while the client still sends would be a reset, and the client would not read it.
     """
 
     unread_in_all: ClassVar[int] = 0  # bytes of all connections, each as of its last look
     warned_at: ClassVar[float] = -math.inf  # of file descriptors, in the loop's time
 
-    state = State.IDLE
     transport: asyncio.Transport
-    timer: asyncio.TimerHandle
+    state = State.IDLE
+    deadline = math.inf  # of the state, in the loop's time
+    linger_until = 0.0  # the same of LINGERING in all
+    timer: asyncio.TimerHandle  # of the next look
+    draining = False  # the server shuts down
+    unparsed = b""
+    size = 0  # bytes that the parser has taken of a request whose end has not come
+    url = b""
+    incoming: Any = None  # the Exchange whose head has come, and whose end has not
     exchange: Exchange  # which is answered, or was last
     task: asyncio.Task[None]  # of that
+    unread = 0  # bytes of an answer that is being sent, as of the last look
 
     def __init__(
-        self,
-        config: uvicorn.Config,
-        server_state: Any,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
+        self, config: uvicorn.Config, server_state: Any, app_state: dict[str, Any], _loop: Any
     ) -> None:
         self.app: Any = config.loaded_app
         self.server_state = server_state
@@ -1773,23 +1773,14 @@ class HTTPProtocol(asyncio.Protocol):
         }  # these of what is no request
         self.state_of_app = app_state
         self.parser = httptools.HttpRequestParser(self)
-        self.unparsed = b""
-        self.size = 0  # bytes that the parser has taken of a request whose end has not come
-        self.url = b""
         self.headers: list[tuple[bytes, bytes]] = []
-        self.incoming: Exchange | None = None  # its head has come, its end has not
-        self.requests: deque[Exchange] = deque()  # that wait for the one being answered
-        self.write_paused = False
-        self.unread = 0  # bytes of the answer that is being sent, as of the last look
-        self.linger_until = 0.0
-        self.draining = False  # the server shuts down
+        self.requests: deque[Exchange] = deque()  # whole or refused, not yet answered
 
     # The transport's callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
-        # Writing pauses unless the kernel takes all at once, and resumes when it has taken all.
-        self.transport.set_write_buffer_limits(0)
+        self.transport.set_write_buffer_limits(0)  # resume_writing means that nothing is left
         self.server_state.connections.add(self)
         connected = transport.get_extra_info("socket")
         own, peer = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
@@ -1818,16 +1809,13 @@ class HTTPProtocol(asyncio.Protocol):
             self.deadline = min(self.loop.time() + self.state.seconds, self.linger_until)
             return
         self.unparsed += data
-        if self.state in {State.IDLE, State.RECEIVING}:
+        if self.state in (State.IDLE, State.RECEIVING):
             self._advance()
         elif len(self.unparsed) > UNPARSED_MAX:
             self.transport.pause_reading()
 
-    def pause_writing(self) -> None:
-        self.write_paused = True
-
     def resume_writing(self) -> None:
-        self.write_paused = False
+        """The kernel has taken all that it did not take at once."""
         HTTPProtocol.unread_in_all -= self.unread
         self.unread = 0
         if self.state is State.SENDING and not self.transport.is_closing():
@@ -1838,13 +1826,15 @@ class HTTPProtocol(asyncio.Protocol):
     def shutdown(self) -> None:
         """Finish what is in flight; a proxy may still use an idle connection for a moment."""
         self.draining = True
-        self.loop.call_later(SHUTDOWN_DELAY, self._close_if_idle)
+        if self.state is State.IDLE:
+            self._enter(State.IDLE)
 
     # From state to state
 
     def _enter(self, state: State) -> None:
+        last = self.draining and state is State.IDLE
         self.state = state
-        self.deadline = self.loop.time() + state.seconds
+        self.deadline = self.loop.time() + (SHUTDOWN_DELAY if last else state.seconds)
 
     def _advance(self) -> None:
         """Answer the next request that has come; else wait for more of it."""
@@ -1877,7 +1867,7 @@ class HTTPProtocol(asyncio.Protocol):
             return
         if not self.exchange.answered:
             self.transport.abort()
-        elif self.write_paused:
+        elif self.transport.get_write_buffer_size():
             self._enter(State.SENDING)
         else:
             self._sent()
@@ -1886,17 +1876,12 @@ class HTTPProtocol(asyncio.Protocol):
         """The kernel has the whole answer: go on, or end the connection."""
         if self.exchange.keep_alive:
             self._advance()
-        elif self.exchange.whole and not (self.requests or self.unparsed):
-            self.state = State.CLOSED
-            self.transport.close()
-        else:
-            # A close with bytes unread, or before all have come, would be a reset (RFC 9112 9.6).
-            self.requests.clear()
-            self.unparsed = b""
-            self._enter(State.LINGERING)
-            self.linger_until = self.loop.time() + LINGER_MAX
-            self.transport.write_eof()
-            self.transport.resume_reading()
+            return
+        self.unparsed = b""
+        self._enter(State.LINGERING)
+        self.linger_until = self.loop.time() + LINGER_MAX
+        self.transport.write_eof()
+        self.transport.resume_reading()
 
     def _look(self) -> None:
         """Hang up if the deadline is over, or if a reader rests while answers fill the memory."""
@@ -1910,10 +1895,6 @@ class HTTPProtocol(asyncio.Protocol):
         self.timer = self.loop.call_later(LOOK_INTERVAL, self._look)
         if now > self.deadline or (rests and self.unread_in_all > UNREAD_MAX):
             self.transport.abort()
-
-    def _close_if_idle(self) -> None:
-        if self.state is State.IDLE:
-            self.transport.close()
 
     def _warn_if_descriptors_run_out(self, newest: int) -> None:
         """A process without descriptors hangs up on new clients; libuv does it without a word."""
@@ -1937,10 +1918,10 @@ class HTTPProtocol(asyncio.Protocol):
         except httptools.HttpParserUpgrade as upgrade:
             self._ignore_upgrade(piece[upgrade.args[0] :])
         except httptools.HttpParserError as exc:
-            raised = exc.__context__  # by a callback of ours
-            self._refuse(
-                raised if isinstance(raised, Problem) else Problem("BAD_REQUEST", str(exc))
-            )
+            problem = exc.__context__  # of a callback of ours
+            if not isinstance(problem, Problem):
+                problem = Problem("BAD_REQUEST", str(exc))
+            self._refuse(problem)
         else:
             if self.incoming is None and self.size >= HEAD_MAX:
                 self._refuse(Problem("HEADERS_TOO_LARGE", "its end has not come"))
@@ -2018,17 +1999,14 @@ class HTTPProtocol(asyncio.Protocol):
             raise Problem("PAYLOAD_TOO_LARGE")
 
     def on_body(self, body: bytes) -> None:
-        exchange = cast("Exchange", self.incoming)
-        exchange.body += body
-        if len(exchange.body) > BODY_MAX:
+        self.incoming.body += body
+        if len(self.incoming.body) > BODY_MAX:
             raise Problem("PAYLOAD_TOO_LARGE")
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return
-        exchange = cast("Exchange", self.incoming)
-        exchange.whole = True
-        self.requests.append(exchange)
+        self.requests.append(self.incoming)
         self.incoming = None
         self.size = 0
 
