@@ -1791,7 +1791,7 @@ class HTTPProtocol(asyncio.Protocol):
             client = peer and (peer[0].removeprefix("::ffff:"), peer[1])
             self.scope |= {"server": own[:2], "client": client}
         self._warn_if_descriptors_run_out(connected.fileno())
-        self._enter(State.IDLE)
+        self.deadline = self.loop.time() + State.RECEIVING.seconds  # a new client is not idle
         self._look()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 asyncio's signature
