@@ -79,6 +79,7 @@ import os
 import pwd
 import random
 import re
+import resource
 import secrets
 import select
 import shlex
@@ -94,12 +95,12 @@ import timeit
 import warnings
 import weakref
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import cache, lru_cache, partial
-from multiprocessing import resource_tracker
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, cast
@@ -127,8 +128,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.supervisors import Multiprocess
 
 HERE = Path(__file__).resolve().parent
@@ -1741,7 +1740,7 @@ def fetch_jwks(url: str) -> tuple[Keys, list[str]]:
                 parsed = _usable(key)
                 keys[key["kid"], parsed.algorithm_name] = parsed
             except Exception as exc:  # noqa: BLE001 whatever PyJWT raises: one bad key spoils no other
-                unusable.append(str(exc) or type(exc).__name__)
+                unusable.append(str(exc)[:100] or type(exc).__name__)
     except (
         OSError,
         http.client.HTTPException,
@@ -1884,259 +1883,382 @@ class KeySet:
 
 
 # === HTTP server ==================================================================================
-# uvicorn's protocol made safe against hostile clients, and its supervisor.
+# uvicorn accepts connections and shuts down; HTTPProtocol, which it takes by its public setting
+# `http=`, reads requests and writes answers. It promises to the app: a request comes whole, or its
+# `receive` raises the 413; what is no request comes as `scope["problem"]`; `raw_path` is ASCII; a
+# client that leaves sets `scope["client_left"]` before the task is cancelled.
+# Used of uvicorn, and to be looked at with an upgrade: `config.loaded_app`; `connections`, `tasks`
+# and `default_headers` (Date) of its ServerState; that it calls `shutdown` of each connection.
 
 
 HEAD_MAX = 64 * 1024  # bytes of request line and headers
-REQUEST_MAX = 1024 * 1024  # bytes of a whole request: body, chunk headers and trailers too
-FEED_MAX = 4 * 1024  # bytes that the parser takes at a time
-PROGRESS_TIMEOUT = 25.0  # seconds for a request to arrive, and for some of an answer to be read
-KEEP_ALIVE_TIMEOUT = 75.0  # seconds that an idle connection is kept: longer than by most proxies
-BUFFERED_MAX = 128 * 1024 * 1024  # bytes of all answers; beyond, a client must read at every tick
-PROGRESS_INTERVAL = 0.5  # seconds between two looks at a connection
-DISCARD_TIME = 2.0  # seconds that the rest of a request beyond REQUEST_MAX is read, for nothing
+REQUEST_MAX = 1024 * 1024  # bytes of a whole request: chunk lines and trailers count
+FEED_MAX = 4 * 1024  # bytes that the parser takes at a time: bounds the requests parsed ahead
+UNPARSED_MAX = 64 * 1024  # bytes behind a request that is being answered; then reading pauses
+LINGER_MAX = 25.0  # seconds that the rest of a request is read and dropped, behind its answer
+LOOK_INTERVAL = 0.5  # seconds between two looks at a connection's deadline and reader
+UNREAD_MAX = 128 * 1024 * 1024  # bytes of all answers; beyond, a reader must progress at every look
 SHUTDOWN_DELAY = 1.0  # seconds of a shutdown in which an idle connection may still bring a request
 SHUTDOWN_GRACE = 10  # seconds of a shutdown for what is in flight
+DESCRIPTORS_LEFT = 8  # file descriptors; with fewer, the log warns
+WARNING_INTERVAL = 60.0  # seconds between two such warnings
 REFUSED_HEADERS = (b"origin", b"x-request-id", b"x-forwarded-for")  # which a refusal heeds
-TERMINAL = {signal.SIGINT, signal.SIGHUP}  # what a terminal sends to all of its processes
+STATUS_LINES = {
+    each.value: f"HTTP/1.1 {each.value} {each.phrase}".encode() for each in http.HTTPStatus
+}
 
 
-class CorkedTransport:
-    """Transport that sends what is written in one turn of the event loop at once.
+class State(Enum):
+    """What a connection waits for, and for how many seconds at most."""
 
-    uvicorn writes head and body apart, which would wake the client twice. It also writes to a
-    transport that is closed already: that is dropped.
+    IDLE = "the first byte of a request", 75.0  # longer than by most proxies
+    RECEIVING = "all the rest of a request", 25.0
+    WORKING = "the app", math.inf
+    SENDING = "the client reads more of an answer", 25.0
+    LINGERING = "silence of the client, or its end", 2.0
+    CLOSED = "nothing", math.inf
+
+    def __init__(self, _: str, seconds: float) -> None:
+        self.seconds = seconds
+
+
+@dataclass(slots=True)
+class Exchange:
+    """A request, and how its answer stands."""
+
+    scope: Scope
+    keep_alive: bool = False  # the connection, behind the answer
+    expects: bool = False  # 100 Continue
+    body: bytearray = field(default_factory=bytearray)
+    too_large: Problem | None = None
+    answered: bool = False
+
+    async def receive(self) -> Message:
+        """The body at once. Raises Problem if it is too large, so nobody takes a part for it."""
+        if self.too_large is not None:
+            raise self.too_large
+        return {"type": "http.request", "body": bytes(self.body), "more_body": False}
+
+
+class HTTPProtocol(asyncio.Protocol):
+    """A connection: whole requests to the app, one after the other (RFC 9112).
+
+        IDLE --> RECEIVING --> WORKING --> SENDING --> IDLE, RECEIVING or WORKING
+                                              `------> LINGERING --> CLOSED
+
+    What comes at once or is sent at once skips a state, and a client that leaves ends them all.
+    A request that is over a limit, or is none, is WORKING before its end has come. Its answer
+    says `Connection: close`, like the last of a shutdown. LINGERING follows every such answer:
+    to close while the client still sends would be a reset, and the client would not read it.
     """
 
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self.transport = transport
-        self.corked = b""
-        self.sent = 0  # bytes
+    unread_in_all: ClassVar[int] = 0  # bytes of all connections, each as of its last look
+    warned_at: ClassVar[float] = -math.inf  # of file descriptors, in the loop's time
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.transport, name)
-
-    def write(self, data: bytes) -> None:
-        if not self.corked:
-            asyncio.get_running_loop().call_soon(self.uncork)
-        self.corked += data
-
-    def uncork(self) -> None:
-        if not self.transport.is_closing():
-            self.sent += len(self.corked)
-            self.transport.write(self.corked)
-        self.corked = b""
-
-    def close(self) -> None:
-        self.uncork()
-        self.transport.close()
-
-
-class PipelineFlow(FlowControl):
-    """Flow control that reads nothing more while requests of the connection are queued."""
-
-    def __init__(self, transport: asyncio.Transport, pipeline: Sized) -> None:
-        super().__init__(transport)
-        self.pipeline = pipeline
-
-    def resume_reading(self) -> None:
-        if not self.pipeline:
-            super().resume_reading()
-
-
-class Protocol(HttpToolsProtocol):
-    """uvicorn's protocol, safe against a hostile client (RFC 9112).
-
-    uvicorn alone lets an Upgrade end the parsing of a body, queues requests without bound, keeps
-    a head of any size, takes trailers for headers, and waits for ever for the end of a request or
-    for a reader of its answer.
-    """
-
-    buffered_in_all: ClassVar[int] = 0  # bytes of all connections, each as of its last tick
-
-    unparsed = b""  # bytes behind requests that are queued
-    allowed = HEAD_MAX  # bytes the incomplete request may still take; 0: the rest is discarded
-    answering: RequestResponseCycle | None = None  # or answered last
-    task: asyncio.Task[None]  # of that cycle
+    transport: asyncio.Transport
+    state = State.IDLE
+    deadline = math.inf  # of the state, in the loop's time
+    linger_until = 0.0  # the same of LINGERING in all
+    timer: asyncio.TimerHandle  # of the next look
     draining = False  # the server shuts down
-    buffered = 0  # bytes of answers, as of the last tick
-    progress = (0, 0.0)  # bytes the client has read, and its present timeout
-    progress_at = 0.0  # when that last changed, in the loop's time
-    ticker: asyncio.TimerHandle
+    unparsed = b""
+    size = 0  # bytes that the parser has taken of a request whose end has not come
+    url = b""
+    incoming: Any = None  # the Exchange whose head has come, and whose end has not
+    exchange: Exchange  # which is answered, or was last
+    task: asyncio.Task[None]  # of that
+    unread = 0  # bytes of an answer that is being sent, as of the last look
+
+    def __init__(
+        self, config: uvicorn.Config, server_state: Any, app_state: dict[str, Any], _loop: Any
+    ) -> None:
+        self.app: Any = config.loaded_app
+        self.server_state = server_state
+        self.loop = asyncio.get_running_loop()
+        self.scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "scheme": "http",
+            "root_path": "",
+            "http_version": "1.1",
+            "method": "-",
+            "path": "/",
+            "raw_path": b"-",
+            "query_string": b"",
+        }  # these of what is no request
+        self.state_of_app = app_state
+        self.parser = httptools.HttpRequestParser(self)
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.requests: deque[Exchange] = deque()  # whole or refused, not yet answered
+
+    # The transport's callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.corked = CorkedTransport(cast("asyncio.Transport", transport))
-        super().connection_made(cast("asyncio.Transport", self.corked))
-        self.flow = PipelineFlow(self.transport, self.pipeline)
-        # uvicorn lets a trailer "Connection: close" swallow all that follows.
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=False)
-        self._drop_if_stalled()
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.set_write_buffer_limits(0)  # resume_writing means that nothing is left
+        self.server_state.connections.add(self)
+        connected = transport.get_extra_info("socket")
+        own, peer = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
+        if connected.family == socket.AF_UNIX:
+            self.scope |= {"server": (own, None), "client": ("127.0.0.1", 0)}  # as a proxy here
+        else:
+            # The peer is None if it has left. An IPv4 peer of an IPv6 socket is known as IPv4.
+            client = peer and (peer[0].removeprefix("::ffff:"), peer[1])
+            self.scope |= {"server": own[:2], "client": client}
+        self._warn_if_descriptors_run_out(connected.fileno())
+        self.deadline = self.loop.time() + State.RECEIVING.seconds  # a new client is not idle
+        self._look()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self.ticker.cancel()
-        Protocol.buffered_in_all -= self.buffered
-        if self.answering is not None:
-            self.answering.disconnected = True
-            self.answering.scope["client_left"] = True
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 asyncio's signature
+        self.server_state.connections.discard(self)
+        self.timer.cancel()
+        HTTPProtocol.unread_in_all -= self.unread
+        if self.state is State.WORKING:
+            self.exchange.scope["client_left"] = True
             self.task.cancel()
-
-    def _drop_if_stalled(self) -> None:
-        """Drop a client that is slow to send its request, to read its answer, or to come back."""
-        buffered = self.corked.get_write_buffer_size()
-        Protocol.buffered_in_all += buffered - self.buffered
-        self.buffered = buffered
-        cycle = self.answering
-        timeout = PROGRESS_TIMEOUT  # to send a whole request, or to read more of an answer
-        if cycle is not None and not buffered:
-            if not (cycle.response_complete or cycle.more_body):
-                timeout = math.inf  # it waits for us
-            elif self.allowed == HEAD_MAX and not cycle.more_body:
-                timeout = KEEP_ALIVE_TIMEOUT  # for its next request
-        progress = (self.corked.sent - buffered, timeout)
-        now = self.loop.time()
-        if progress != self.progress:
-            self.progress, self.progress_at = progress, now
-        elif now - self.progress_at > timeout or (buffered and self.buffered_in_all > BUFFERED_MAX):
-            self.transport.abort()
-            return
-        self.ticker = self.loop.call_later(PROGRESS_INTERVAL, self._drop_if_stalled)
+        self.state = State.CLOSED
+        del self.parser  # which refers to this
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has come, until a request has to wait for the answers of those before it."""
-        if not self.allowed:
+        if self.state is State.LINGERING:
+            self.deadline = min(self.loop.time() + self.state.seconds, self.linger_until)
             return
         self.unparsed += data
-        while self.unparsed and not self.pipeline:
-            piece = self.unparsed[: min(FEED_MAX, self.allowed)]
-            self.unparsed = self.unparsed[len(piece) :]
-            self.allowed -= len(piece)
-            try:
-                self.parser.feed_data(piece)
-            except httptools.HttpParserUpgrade as upgrade:
-                self._ignore_upgrade(piece[upgrade.args[0] :])
-            except httptools.HttpParserError as exc:
-                problem = exc.__context__  # of a callback of ours
-                if not isinstance(problem, Problem):
-                    problem = Problem("BAD_REQUEST", str(exc))
-                self._refuse(problem)
-                return
-            if self.allowed:
-                continue
-            if self.cycle is not None and self.cycle.more_body:
-                # A client that meets a reset while it sends does not read its answer.
-                self.unparsed = b""
-                self.loop.call_later(DISCARD_TIME, self.transport.abort)
-            else:
+        if self.state in (State.IDLE, State.RECEIVING):
+            self._advance()
+        elif len(self.unparsed) > UNPARSED_MAX:
+            self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """The kernel has taken all that it did not take at once."""
+        HTTPProtocol.unread_in_all -= self.unread
+        self.unread = 0
+        if self.state is State.SENDING and not self.transport.is_closing():
+            self._sent()
+
+    # uvicorn's callback
+
+    def shutdown(self) -> None:
+        """Finish what is in flight; a proxy may still use an idle connection for a moment."""
+        self.draining = True
+        if self.state is State.IDLE:
+            self._enter(State.IDLE)
+
+    # From state to state
+
+    def _enter(self, state: State) -> None:
+        last = self.draining and state is State.IDLE
+        self.state = state
+        self.deadline = self.loop.time() + (SHUTDOWN_DELAY if last else state.seconds)
+
+    def _advance(self) -> None:
+        """Answer the next request that has come; else wait for more of it."""
+        while self.unparsed and not self.requests:
+            self._feed()
+        if self.requests:
+            self._answer(self.requests.popleft())
+            return
+        if not self.size:
+            self._enter(State.IDLE)
+        elif self.state is not State.RECEIVING:  # further bytes give it no further time
+            self._enter(State.RECEIVING)
+        if self.incoming is not None and self.incoming.expects:
+            self.incoming.expects = False
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.transport.resume_reading()
+
+    def _answer(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self.start: Message = {}
+        self.content: list[bytes] = []
+        self._enter(State.WORKING)
+        self.task = self.loop.create_task(self.app(exchange.scope, exchange.receive, self._send))
+        self.server_state.tasks.add(self.task)
+        self.task.add_done_callback(self._answered)
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self.server_state.tasks.discard(task)
+        if self.transport.is_closing():
+            return
+        if not self.exchange.answered:
+            self.transport.abort()
+        elif self.transport.get_write_buffer_size():
+            self._enter(State.SENDING)
+        else:
+            self._sent()
+
+    def _sent(self) -> None:
+        """The kernel has the whole answer: go on, or end the connection."""
+        if self.exchange.keep_alive:
+            self._advance()
+            return
+        self.unparsed = b""
+        self._enter(State.LINGERING)
+        self.linger_until = self.loop.time() + LINGER_MAX
+        self.transport.write_eof()
+        self.transport.resume_reading()
+
+    def _look(self) -> None:
+        """Hang up if the deadline is over, or if a reader rests while answers fill the memory."""
+        unread = self.transport.get_write_buffer_size()
+        rests = 0 < self.unread <= unread
+        HTTPProtocol.unread_in_all += unread - self.unread
+        self.unread = unread
+        now = self.loop.time()
+        if self.state is State.SENDING and not rests:
+            self.deadline = now + self.state.seconds
+        self.timer = self.loop.call_later(LOOK_INTERVAL, self._look)
+        if now > self.deadline or (rests and self.unread_in_all > UNREAD_MAX):
+            self.transport.abort()
+
+    def _warn_if_descriptors_run_out(self, newest: int) -> None:
+        """A process without descriptors hangs up on new clients; libuv does it without a word."""
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if newest >= limit - DESCRIPTORS_LEFT and (
+            self.loop.time() > HTTPProtocol.warned_at + WARNING_INTERVAL
+        ):
+            HTTPProtocol.warned_at = self.loop.time()
+            log.warning("of %d file descriptors (ulimit -n) hardly one is left", limit)
+
+    # Parsing
+
+    def _feed(self) -> None:
+        """Have the parser take a piece: it queues the requests that end in it, or a refusal."""
+        limit = HEAD_MAX if self.incoming is None else REQUEST_MAX
+        length = min(FEED_MAX, limit - self.size)
+        piece, self.unparsed = self.unparsed[:length], self.unparsed[length:]
+        self.size += len(piece)
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(piece[upgrade.args[0] :])
+        except httptools.HttpParserError as exc:
+            problem = exc.__context__  # of a callback of ours
+            if not isinstance(problem, Problem):
+                problem = Problem("BAD_REQUEST", str(exc))
+            self._refuse(problem)
+        else:
+            if self.incoming is None and self.size >= HEAD_MAX:
                 self._refuse(Problem("HEADERS_TOO_LARGE", "its end has not come"))
+            elif self.size >= REQUEST_MAX:
+                self._refuse(Problem("PAYLOAD_TOO_LARGE"))
 
     def _ignore_upgrade(self, behind: bytes) -> None:
-        """Have a new parser parse the head again without it, and then what is behind.
+        """Have a new parser take the same head without Upgrade, and what is behind it.
 
-        So RFC 9110 section 7.8; the parser has stopped behind the head.
+        So RFC 9110 section 7.8. The parser takes a body behind an upgrade for another protocol.
         """
         version = self.parser.get_http_version().encode()
         head = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
         head += [name + b":" + value for name, value in self.headers if name != b"upgrade"]
         self.unparsed = b"\r\n".join([*head, b"", behind]) + self.unparsed
-        self.allowed = HEAD_MAX
+        self.size = 0
         self.parser = httptools.HttpRequestParser(self)
 
+    def _refuse(self, problem: Problem) -> None:
+        """Queue what is too large, or no request. Nothing behind it is ever parsed."""
+        self.unparsed = b""
+        exchange = self.incoming
+        if exchange is not None and problem.code == "PAYLOAD_TOO_LARGE":
+            exchange.too_large = problem
+            exchange.keep_alive = False
+        else:
+            headers = self.headers if exchange is None else exchange.scope["headers"]
+            kept = [(name, value) for name, value in headers if name in REFUSED_HEADERS]
+            exchange = Exchange(self.scope | {"state": {}, "headers": kept, "problem": problem})
+        self.requests.append(exchange)
+
+    # The parser's callbacks
+
     def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.allowed = min(self.allowed, HEAD_MAX - 1)  # its first bytes may have counted before
+        self.url, self.headers = b"", []
+        self.size = self.size or 1  # what precedes it in this piece belongs to another request
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            raise Problem("BAD_REQUEST", "CONNECT, but this is no proxy")
         if self.parser.should_upgrade():
-            if self.parser.get_method() == b"CONNECT":
-                raise Problem("BAD_REQUEST", "CONNECT, but this is no proxy")
             return
+        version = self.parser.get_http_version()
         hosts = [name for name, _ in self.headers].count(b"host")
-        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+        if hosts > 1 or (hosts == 0 and version == "1.1"):
             raise Problem("BAD_REQUEST", f"{hosts} Host headers")  # RFC 9112 section 3.2
-        self.expect_100_continue &= self.parser.get_http_version() != "1.0"
-        super().on_headers_complete()
-        self.allowed += REQUEST_MAX - HEAD_MAX
+        url = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        scope = self.scope | {
+            "http_version": version,
+            "method": method.decode(),
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": url.path,
+            "query_string": url.query or b"",
+            "headers": self.headers,
+            "state": self.state_of_app.copy(),
+        }
+        fields = dict(self.headers)
         self.headers = cast("list[Any]", deque(maxlen=0))  # trailers are no headers of the request
-        # Without 100 Continue the client may leave the body out: what follows is then no body.
-        self.cycle.keep_alive &= not (self.draining or self.expect_100_continue)
+        self.incoming = Exchange(
+            scope,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            expects=version != "1.0" and fields.get(b"expect", b"").lower() == b"100-continue",
+        )
+        # The parser has checked the digits; int() takes no 5,000 leading zeros.
+        length = fields.get(b"content-length", b"").strip().lstrip(b"0") or b"0"
+        if int(length) > BODY_MAX:
+            raise Problem("PAYLOAD_TOO_LARGE")
+
+    def on_body(self, body: bytes) -> None:
+        self.incoming.body += body
+        if len(self.incoming.body) > BODY_MAX:
+            raise Problem("PAYLOAD_TOO_LARGE")
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return
-        self.allowed = HEAD_MAX
-        self.cycle.more_body = False
-        if self.expect_100_continue and not self.cycle.response_started:
-            version = self.parser.get_http_version()  # 1.0 expects nothing; a trailer may say so
-            stays = version != "1.0" and self.parser.should_keep_alive()
-            self.cycle.keep_alive = stays and not self.draining
-        self.cycle.message_event.set()
+        self.requests.append(self.incoming)
+        self.incoming = None
+        self.size = 0
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self.answering = cycle
-        self.task = self.loop.create_task(cycle.run_asgi(app))
-        self.tasks.add(self.task)
-        self.task.add_done_callback(self.tasks.discard)
+    # The app's answer
 
-    def on_response_complete(self) -> None:
-        if self.transport.is_closing():
+    async def _send(self, message: Message) -> None:
+        """Collect the answer. Head and body are one write, which wakes the client once."""
+        if self.state is not State.WORKING or self.exchange.answered:
             return
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
-        self.data_received(b"")  # nothing new, but some may be unparsed
-        self.flow.resume_reading()
+        if message["type"] == "http.response.start":
+            self.start = message
+            return
+        self.content.append(message.get("body", b""))
+        if not message.get("more_body"):
+            self.exchange.answered = True
+            self._write(self.start["status"], self.start["headers"], b"".join(self.content))
 
-    def _refuse(self, problem: Problem) -> None:
-        """Have the app answer what is no request, in its turn, and close; read nothing more."""
-        self.unparsed = b""
-        headers = self.headers or []  # as far as they could be read
-        cycle = self.cycle
-        if cycle is not None and cycle.more_body:  # it is the body of this that is broken
-            headers = list(cycle.scope["headers"])
-            if self.pipeline:
-                self.pipeline.popleft()  # the newest: uvicorn appends on the left
-            elif cycle.response_started:
-                self.transport.close()
-                return
-            else:  # the refusal takes the place of its answer
-                cycle.disconnected = cycle.response_complete = True
-                cycle.scope["client_left"] = True
-                self.task.cancel()
-        # A made-up request gets the next turn; its task has not run yet, so its scope may change.
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.feed_data(b"GET / HTTP/1.0\r\n\r\n")
-        scope = cast("dict[str, Any]", self.scope)
-        told = [(name, value) for name, value in headers if name in REFUSED_HEADERS]
-        scope.update(method="-", raw_path=b"-", headers=told, problem=problem)
-        self.allowed = 0
-        # If what still comes stayed unread, the end would reset the answers before it.
-        FlowControl.resume_reading(self.flow)
-
-    def shutdown(self) -> None:
-        """Finish what is in flight; a proxy may still use an idle connection for a moment."""
-        self.draining = True
-        if self.cycle is not None:
-            self.cycle.keep_alive = False
-        self.loop.call_later(SHUTDOWN_DELAY, super().shutdown)  # which closes what is idle
-        # A cancelled task would wait for its slow reader once more, so that is dropped before.
-        self.loop.call_later(SHUTDOWN_GRACE / 2, self._abort_buffered)
-
-    def _abort_buffered(self) -> None:
-        if self.flow.write_paused:
-            self.transport.abort()
+    def _write(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        exchange = self.exchange
+        if self.draining and not (self.requests or self.unparsed or self.size):
+            exchange.keep_alive = False
+        fields = [*self.server_state.default_headers, *headers]
+        if status not in {204, 304} and b"content-length" not in dict(fields):
+            fields.append((b"content-length", b"%d" % len(body)))
+        if not exchange.keep_alive:
+            fields.append((b"connection", b"close"))
+        head = b"\r\n".join([STATUS_LINES[status], *map(b": ".join, fields), b"", b""])
+        lines = len(fields) + 2
+        if (head.count(b"\r"), head.count(b"\n")) != (lines, lines):
+            raise ValueError("a header of the answer holds a line end")
+        self.transport.write(head if exchange.scope["method"] == "HEAD" else head + body)
 
 
 class Workers(Multiprocess):
     """uvicorn's supervisor; it closes the listening socket before it ends the workers."""
 
     handle_hup = Multiprocess.handle_term  # not a restart: the terminal is closed
-
-    def init_processes(self) -> None:
-        """Start workers that leave what the terminal signals to the supervisor, from the start."""
-        resource_tracker.ensure_running()  # its start unblocks signals
-        signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL)
-        super().init_processes()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, TERMINAL)
 
     def terminate_all(self) -> None:
         for listener in self.sockets:
@@ -2428,7 +2550,7 @@ def serve(settings: Settings, listener: socket.socket) -> None:
         factory=True,
         workers=settings.workers,
         loop="uvloop",
-        http=Protocol,
+        http=HTTPProtocol,
         ws="none",
         lifespan="on",
         log_config=None,
