@@ -207,18 +207,41 @@ def test_headers_are_those_of_the_code() -> None:
     }
 
 
+PERHAPS_STORED = (
+    "The database did not answer. The change may have been stored: read before you write again."
+)
+
+
 def test_errors_are_those_of_the_code() -> None:
     examples = [
         error for response in COMPONENTS["responses"].values() for error in errors_of(response)
     ]
+    own = {code: {sentence} for code, (_, sentence) in todo.ERRORS.items()}
+    for code in ("DATABASE_UNAVAILABLE", "DATABASE_TIMEOUT"):
+        own[code].add(PERHAPS_STORED)
     for error in examples:
-        assert error["detail"] == todo.ERRORS[error["error_code"]][1]
+        assert error["detail"] in own[error["error_code"]]
+    assert PERHAPS_STORED in re.sub(r'"\s+f?"', "", source())
     assert {error["error_code"] for error in examples} | OF_NO_OPERATION == set(todo.ERRORS)
     schemas = COMPONENTS["schemas"]
     assert {
         *schemas["ErrorBody"]["properties"]["error_code"]["examples"],
         schemas["ValidationErrorBody"]["properties"]["error_code"]["const"],
     } == set(todo.ERRORS)
+
+
+def test_only_a_change_may_have_been_stored() -> None:
+    """Both codes of the database say so of every change, and of no read."""
+    said = {
+        (name, error["error_code"])
+        for name, operation in OPERATIONS.items()
+        for response in operation["responses"].values()
+        for error in errors_of(resolved(response))
+        if error["detail"] == PERHAPS_STORED
+    }
+    changes = {operation["operationId"] for method, _, operation in operations() if method != "get"}
+    codes = {"DATABASE_UNAVAILABLE", "DATABASE_TIMEOUT"}
+    assert said == set(itertools.product(changes, codes))
 
 
 def test_errors_have_the_statuses_of_the_code() -> None:
