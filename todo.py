@@ -598,20 +598,26 @@ ROUTES = (
 
 # Swagger UI, of one version and with subresource integrity, under the strictest policy it bears.
 _ASSETS = "https://cdn.jsdelivr.net/npm/swagger-ui-dist@5.35.0/swagger-ui"
-# The first server of the contract is a whole URL, for generators; this page asks its own.
+# Both URLs are relative to the page, so that a proxy may serve all below a path of its own. The
+# first server of the contract is a whole URL, for generators; this page asks the one it is from.
 _START = (
-    'const ui = SwaggerUIBundle({url: "/openapi.yaml", dom_id: "#swagger-ui", deepLinking: true, '
-    'onComplete: () => ui.oas3Actions.setSelectedServer("/")})'
+    'const ui = SwaggerUIBundle({url: "openapi.yaml", dom_id: "#swagger-ui", deepLinking: true, '
+    'onComplete: () => ui.oas3Actions.setSelectedServer(".")})'
 )
 _START_SHA256 = base64.b64encode(hashlib.sha256(_START.encode()).digest()).decode()
+# Swagger UI replaces the line that says where it comes from. The line stands above the assets,
+# because a browser shows nothing of what stands below one that it waits for.
 DOCS_PAGE = f"""<!doctype html>
 <html lang="en">
 <meta name="viewport" content="width=device-width">
 <title>Todo API</title>
 <link rel="icon" href="data:,">
+<div id="swagger-ui">
+<p>This page needs Swagger UI, which the browser loads from cdn.jsdelivr.net.
+Until it is there, read the contract itself: <a href="openapi.yaml">openapi.yaml</a>.</p>
+</div>
 <link rel="stylesheet" href="{_ASSETS}.css" crossorigin="anonymous"
       integrity="sha384-WlYgdmXYOOBWL5apwjDEZwN+U3HmXSSu5R6V5aGxEcf7z+KuRNwBhoxKVN1i3D5I">
-<div id="swagger-ui"></div>
 <script src="{_ASSETS}-bundle.js" crossorigin="anonymous"
         integrity="sha384-gjRm0bEPMeTmMh5jT2cHccIwCUZSTd8YC+j0d0sXw0MdGEfScduGpSyF3ZSSLkX9"></script>
 <script>{_START}</script>
