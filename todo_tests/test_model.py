@@ -1,11 +1,12 @@
-"""The database's promises against a model: many callers compare every answer, under damage.
+"""Every answer of many callers is compared with a model while the database is damaged.
 
-The history of each task must have an order of its requests that explains all answers
-(linearizability): each request takes effect at one moment between its start and its end, a change
-that was answered 500 at one later moment or never. Tasks are judged one by one; that the tasks of
-one list belong to the same moment is PostgreSQL's promise, and not looked at.
+For each task there must be an order of its requests that explains all their answers
+(linearizability). A request takes effect at one moment between its start and its end. A change of
+unknown fate takes effect at any moment after its start, or never. Tasks are judged one by one, so
+nothing is said of whether all tasks of one list belong to the same moment. PostgreSQL promises it.
 
-A run of one seed takes about 25 s. `TODO_MODEL_RUNS=100` makes a hundred, from `TODO_MODEL_SEED`.
+A run of one seed takes about 30 s. `TODO_MODEL_RUNS=100` makes a hundred, from `TODO_MODEL_SEED`
+on. The seed decides what is asked and damaged, not how the processes meet.
 """
 
 import asyncio
@@ -16,24 +17,16 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import psycopg
 import pytest
 
 from todo_tests.damage import ADMIN_SHUTDOWN, Answer, Bouncer, Caller, Wire, soon, together
-from todo_tests.support import (
-    LOCKED_TABLE,
-    ROOT,
-    NewPostgres,
-    OwnPostgres,
-    Serve,
-    error,
-    new_user,
-)
+from todo_tests.support import LOCKED_TABLE, ROOT, NewPostgres, OwnPostgres, Serve, error, new_user
 
 pytestmark = pytest.mark.slow
 
@@ -94,46 +87,40 @@ class Event:
     after: tuple[State, ...] = ANYTHING
 
     def explained_by(self, state: State) -> bool:
-        """Whether it can take effect in that state."""
+        """Whether its answer is right if it takes effect in that state."""
         new = self.leaves(state)
-        return any(fits(each, state) for each in self.before) and any(
-            fits(each, new) for each in self.after
+        return any(fits(known, state) for known in self.before) and any(
+            fits(known, new) for known in self.after
         )
 
     def leaves(self, state: State) -> State:
-        """The state behind it, as exactly as its answer tells."""
-        if self.method == "GET":
-            return state
-        if self.method == "DELETE":
-            return None
-        if self.method == "POST":
-            changed = self.new
-        elif state is None:
-            return None
-        elif self.method == "PATCH":
-            changed = state._replace(completed=not state.completed, updated_at=None)
-        else:
-            assert self.method == "PUT"
+        """The state after it, as exactly as its answer tells."""
+        changed = self.new if self.method == "POST" else state
+        if state is not None and self.method == "PUT":
             kept = state.completed if self.new.completed is None else self.new.completed
             changed = state._replace(title=self.new.title, completed=kept, updated_at=None)
+        elif state is not None and self.method == "PATCH":
+            changed = state._replace(completed=not state.completed, updated_at=None)
+        elif self.method == "DELETE":
+            changed = None
         answered = self.after[0] if len(self.after) == 1 else None
-        return answered if answered is not None and fits(answered, changed) else changed
+        return changed if answered is None or not fits(answered, changed) else answered
 
 
 class Possible(NamedTuple):
-    """A state that a task may have, and the requests that have begun and not yet taken effect."""
+    """A state that a task may have, and the requests that may still take effect."""
 
     state: State
     waiting: frozenset[Event]
 
     def then(self, *begun: Event) -> "Possible":
-        """With what begins; reads that the state explains take effect at once, for it is free."""
+        """With what begins. A read takes effect as soon as it can: it changes nothing."""
         waiting = self.waiting.union(begun)
         served = {e for e in waiting if e.method == "GET" and e.explained_by(self.state)}
         return Possible(self.state, waiting - served)
 
-    def without(self, event: Event) -> "Iterable[Possible]":
-        """All that this can have become once the event has taken effect."""
+    def behind(self, event: Event) -> "Iterator[Possible]":
+        """All that can be the case once the event has taken effect, after any of the others."""
         seen, todo = {self}, [self]
         while todo:
             one = todo.pop()
@@ -149,7 +136,7 @@ class Possible(NamedTuple):
 
 
 def check(first: State, events: list[Event]) -> None:
-    """Fails at the first answer that no order of the requests explains."""
+    """Fails at the first answer to one task's requests that no order of them explains."""
     begins = ((event.start, 0, number, event) for number, event in enumerate(events))
     ends = ((event.end, 1, number, event) for number, event in enumerate(events))
     possible = {Possible(first, frozenset())}
@@ -158,7 +145,7 @@ def check(first: State, events: list[Event]) -> None:
             possible = {one.then(event) for one in possible}
         elif moment < math.inf:
             before = {one.state for one in possible}
-            possible = {other for one in possible for other in one.without(event)}
+            possible = {other for one in possible for other in one.behind(event)}
             assert possible, f"nothing explains {event}\n{story(before, event, events)}"
 
 
@@ -187,6 +174,7 @@ class History:
     counts: Counter[str] = field(default_factory=Counter)
     slowest: float = 0.0
     trouble: float = 0.0  # a request that began before may fail; infinite during damage
+    fault: str = ""  # the last one
     over: bool = False
 
     def see(self, user: str, body: dict[str, Any]) -> tuple[str, Task]:
@@ -195,6 +183,7 @@ class History:
         assert owner == user, f"{user} is shown {body}"
         assert key in self.events[user], f"nobody made {body}"
         assert self.ids.setdefault(key, id_) == id_, f"{self.ids[key]} is doubled by {body}"
+        self.alive[user][id_] = key
         return key, Task(id_, title, completed, created_at, updated_at)
 
     def settle(self, table: list[dict[str, Any]]) -> None:
@@ -207,8 +196,8 @@ class History:
             self.events[user] = {key: [] for key in tasks if key in stored}
             self.alive[user] = {self.ids[key]: key for key in self.events[user]}
         self.first = dict(stored)
-        self.unknown.clear()
         self.ids = {key: self.ids[key] for key in stored}
+        self.unknown.clear()
 
 
 class Client(Caller):
@@ -254,14 +243,18 @@ class Client(Caller):
         what = (self.user, method, path, body, answer.status, answer.content, answer.seconds)
         history.slowest = max(history.slowest, end - start)
         assert end - start < SLOWEST, what
-        history.counts[f"{method} {answer.status}"] += 1
+        kind = {"GET": "reads", "POST": "creates"}.get(method, "changes")
         if answer.status != 500:
             assert answer.status in statuses, what
+            outcome = {403: "forbidden", 404: "absent"}.get(answer.status, "acknowledged")
+            history.counts[f"{kind} {outcome}"] += 1
             return answer, start, end
         assert start < history.trouble, f"failed without damage: {what}"
         if method != "GET" and answer.body in UNKNOWN:
+            history.counts[f"{kind} of unknown fate"] += 1
             return answer, start, math.inf
         assert answer.body in FAILURES, what
+        history.counts[f"{kind} failed"] += 1
         return None
 
     async def _list(self, completed: bool | None) -> None:
@@ -308,20 +301,15 @@ class Client(Caller):
         self, owner: str, key: str, method: str, new: Task, answer: Answer, start: float, end: float
     ) -> None:
         """What the answer says of the task goes into its history."""
-        before, after = ANYTHING, ANYTHING
+        before = {204: EXISTS, 403: EXISTS, 404: ABSENT}.get(answer.status, ANYTHING)
+        after = ANYTHING
         if answer.status in (200, 201):
             shown, task = self.history.see(owner, answer.body)
             assert shown == key, f"{answer} in place of {key}"
-            self.history.alive[owner][task.id or 0] = key
             after = (task,)
-        elif answer.status in (204, 403):
-            before = EXISTS
-        elif answer.status == 404:
-            before = ABSENT
         if answer.status in (204, 404):
             self.history.alive[owner].pop(self.history.ids[key], None)
         method = method if owner == self.user else "GET"  # nothing that a stranger does has effect
-        before = ABSENT if method == "POST" else before
         self.history.unknown[key] += end == math.inf
         self.history.events[owner][key].append(Event(start, end, method, new, before, after))
 
@@ -331,7 +319,7 @@ class Client(Caller):
 
 @dataclass
 class Damage:
-    """What is done to the database and to the ways to it. Each method returns when it is over."""
+    """What is done to the database and to the ways to it. Each public method is one fault."""
 
     postgres: OwnPostgres
     url: str
@@ -347,7 +335,7 @@ class Damage:
         await asyncio.to_thread(self.postgres.start)
 
     async def restart(self) -> None:
-        mode = self.random.choice(("fast", "immediate"))
+        mode: Literal["fast", "immediate"] = self.random.choice(("fast", "immediate"))
         await asyncio.to_thread(self.postgres.stop, mode)
         await asyncio.to_thread(self.postgres.start)
 
@@ -357,21 +345,23 @@ class Damage:
             await asyncio.sleep(0.1)
 
     async def end_at_commit(self) -> None:
-        """Each connection that commits is lost, often: the row has gone out, and is undone."""
+        """Many connections are lost at the commit: the row has arrived, the change is undone."""
         await self._execute(DIES_AT_COMMIT)
         await asyncio.sleep(0.7)
         await self._execute("drop trigger dies on tasks; drop function die")
 
     async def lock_table(self) -> None:
-        modes = (LOCKED_TABLE, "lock table tasks in share mode")  # all wait; only changes wait
-        await self._hold(self.random.choice(modes), 1.5 * DB_TIMEOUT)
+        for_all, for_changes = LOCKED_TABLE, "lock table tasks in share mode"
+        async with self._held(self.random.choice((for_all, for_changes))):
+            await asyncio.sleep(1.5 * DB_TIMEOUT)
 
     async def lock_rows(self) -> None:
         user = self.random.choice(self.users)
-        await self._hold(f"select from tasks where user_id = '{user}' for update", 1.5 * DB_TIMEOUT)
+        async with self._held(f"select from tasks where user_id = '{user}' for update"):
+            await asyncio.sleep(1.5 * DB_TIMEOUT)
 
     async def freeze(self) -> None:
-        """Half of PostgreSQL's processes for us stand still."""
+        """Half of PostgreSQL's processes that serve this database stand still."""
         others = "datname = current_database() and pid <> pg_backend_pid()"
         rows = await self._execute(f"select pid from pg_stat_activity where {others}")
         pids = [pid for (pid,) in rows if self.random.random() < 0.5]
@@ -382,11 +372,11 @@ class Damage:
             self._signal(pids, signal.SIGCONT)
 
     async def cut_before(self) -> None:
-        """The network loses statements that PostgreSQL has not heard."""
+        """The connection is lost before PostgreSQL has the statements."""
         await self._cut(answered=False)
 
     async def cut_behind(self) -> None:
-        """The network loses the answers to statements that are done."""
+        """The connection is lost with the answers to statements that are done."""
         await self._cut(answered=True)
 
     async def cut_within(self) -> None:
@@ -399,7 +389,7 @@ class Damage:
             await asyncio.sleep(0.1)
 
     async def orphan(self) -> None:
-        """Changes whose connection is lost while they wait in PostgreSQL, which then does them."""
+        """The connection of changes is lost while they wait for a lock; PostgreSQL does them."""
         for _ in range(2):
             async with self._held(LOCKED_TABLE):
                 await asyncio.sleep(0.3)
@@ -414,10 +404,6 @@ class Damage:
         async with await psycopg.AsyncConnection.connect(self.url) as locker:
             await locker.execute(lock.encode())
             yield
-
-    async def _hold(self, lock: str, seconds: float) -> None:
-        async with self._held(lock):
-            await asyncio.sleep(seconds)
 
     async def _cut(self, **how: Any) -> None:
         for user in self.users * 2:
@@ -470,7 +456,7 @@ TABLE = """
 
 
 async def quiet(damage: Damage) -> None:
-    """Wait until PostgreSQL does nothing any more, twice, for something may be on its way."""
+    """Wait until PostgreSQL does nothing any more; twice, as something may be on its way."""
 
     async def idle() -> bool:
         return not await damage._execute(
@@ -504,7 +490,7 @@ async def live_through(
     async def harm() -> None:
         for fault in faults:
             await asyncio.sleep(CALM)
-            history.trouble = math.inf
+            history.trouble, history.fault = math.inf, fault
             await getattr(damage, fault)()
             await well(sorted({client.port for client in clients}))
             history.trouble = time.monotonic()
@@ -547,5 +533,6 @@ async def test_every_answer_under_damage_is_one_that_the_model_explains(
     finally:
         if pooler:
             pooler.remove()
-        counts = ", ".join(f"{what}: {count}" for what, count in sorted(history.counts.items()))
-        print(f"seed {seed}, {len(faults)} faults: {counts}; slowest {history.slowest:.2f} s")
+        counts = ", ".join(f"{count} {what}" for what, count in sorted(history.counts.items()))
+        print(f"seed {seed}, {len(faults)} faults, the last {history.fault}: {counts}")
+        print(f"the slowest answer took {history.slowest:.2f} s")
