@@ -14,6 +14,7 @@ import itertools
 import math
 import os
 import random
+import re
 import signal
 import time
 from collections import Counter
@@ -146,13 +147,15 @@ def check(first: State, events: list[Event]) -> None:
         elif moment < math.inf:
             before = {one.state for one in possible}
             possible = {other for one in possible for other in one.behind(event)}
-            assert possible, f"nothing explains {event}\n{story(before, event, events)}"
+            assert possible, story(before, event, events)
 
 
 def story(before: set[State], event: Event, events: list[Event]) -> str:
-    """What a reader needs who looks for the fault."""
-    near = [e for e in events if e.end > event.start - 2.0 and e.start < event.end]
-    return "\n".join(map(str, ["possible were", *before, "near it were", *near]))
+    """What a reader needs who looks for the fault, without paddings and unknown members."""
+    near = [each for each in events if each.end > event.start - 2.0 and each.start < event.end]
+    near.sort(key=lambda each: each.start)
+    lines = ["nothing explains", event, "possible were", *before, "near it were", *near]
+    return re.sub(r"-{9,}|\w+=None(, )?", "", "\n".join(map(str, lines)))
 
 
 # What is asked, and what the answers say
