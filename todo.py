@@ -1198,10 +1198,8 @@ TimedOut = errors.QueryCanceled
 BatchAborted = errors.InFailedSqlTransaction  # because of another query of the batch
 PlanOutdated = errors.FeatureNotSupported  # "cached plan must not change result type"
 
-UNDONE = (
-    *(errors.SerializationFailure, errors.DeadlockDetected),  # in favour of another transaction
-    *(errors.AdminShutdown, BatchAborted),
-)
+ROLLED_BACK = (errors.SerializationFailure, errors.DeadlockDetected)  # in favour of another
+UNDONE = (*ROLLED_BACK, errors.AdminShutdown, BatchAborted)
 NOT_PREPARED = (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement)
 DATABASE_PROBLEMS: dict[type[BaseException], str] = {
     ConnectionLost: "DATABASE_UNAVAILABLE",
@@ -1484,38 +1482,34 @@ class QueryQueue:
     def take(self) -> list[Query]:
         """Queries of the next batch, one an owner a turn; empty if there is none that may go."""
         batch: list[Query] = []
-        size = -1
-        while size < len(batch):
-            size = len(batch)
-            for owner in list(self.waiting):
-                if query := self._take_from(owner, batch):
-                    batch.append(query)
-                    if len(batch) == BATCH_MAX or not self._group(query):
-                        break
-            if len(batch) == BATCH_MAX or (batch and not self._group(batch[0])):
+        while query := self._next(batch):
+            batch.append(query)
+            if len(batch) == BATCH_MAX or not self._group(query):
                 break
         for owner in {query.owner for query in batch}:
             self.connections[owner] += 1
         return batch
 
-    def _take_from(self, owner: Any, batch: Sequence[Query]) -> Query | None:
-        """The owner's first query, if it may join the batch; else the owner's turn stays."""
-        queries = self.waiting[owner]
-        while queries and queries[0].rows.done():  # its client has left, or its deadline has passed
-            queries.popleft()
-        if not queries:
-            del self.waiting[owner]
-            return None
-        fits = not batch or self._group(queries[0]) == self._group(batch[0])
-        has_room = self.connections[owner] < self.connections_max
-        if not fits or not (has_room or owner in (query.owner for query in batch)):
-            return None
-        query = queries.popleft()
-        if queries:
-            self.waiting.move_to_end(owner)
-        else:
-            del self.waiting[owner]
-        return query
+    def _next(self, batch: Sequence[Query]) -> Query | None:
+        """First query that may join the batch. Its owner's next turn is the last, others wait."""
+        for owner in list(self.waiting):
+            queries = self.waiting[owner]
+            while queries and queries[0].rows.done():  # its client has left, or it is late
+                queries.popleft()
+            query = queries.popleft() if queries and self._fits(queries[0], batch) else None
+            if not queries:
+                del self.waiting[owner]
+            elif query:
+                self.waiting.move_to_end(owner)
+            if query:
+                return query
+        return None
+
+    def _fits(self, query: Query, batch: Sequence[Query]) -> bool:
+        if batch and self._group(query) != self._group(batch[0]):
+            return False
+        has_room = self.connections[query.owner] < self.connections_max
+        return has_room or any(query.owner == other.owner for other in batch)
 
     def _group(self, query: Query) -> str:
         """What shares a batch with the query: reads, creates, or nothing (an empty text)."""
