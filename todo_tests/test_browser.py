@@ -452,7 +452,7 @@ def test_docs_without_its_assets_says_what_it_needs(
     """Not a blank page, however long the browser waits."""
     docs = open_docs(cdn=cdn)
     docs.page.wait_for_function(
-        "performance.getEntriesByName('first-contentful-paint').length", timeout=10_000
+        "performance.getEntriesByName('first-contentful-paint').length", polling=100
     )
     said = docs.page.locator("#swagger-ui")
     assert "Swagger UI, which the browser loads from cdn.jsdelivr.net" in said.inner_text()
