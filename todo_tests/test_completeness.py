@@ -512,28 +512,28 @@ def test_readme_quotes_messages_that_the_code_has() -> None:
             assert part.removeprefix("is ") in joined, text
 
 
-def requirements() -> dict[str, list[str]]:
-    """The lines of both files by group, which a comment opens; the second includes the first."""
-    run, everything = (
-        (ROOT / name).read_text("utf-8") for name in (".requirements-run.txt", "requirements.txt")
-    )
-    include, _, development = everything.partition("\n")
-    assert include == "-r .requirements-run.txt"
-    groups = re.findall(r"^# (.*)\n((?:[^#\n].*\n|\n)*)", run + development, re.MULTILINE)
-    return {name: lines.split() for name, lines in groups}
+REQUIREMENTS = (".requirements-run.txt", ".requirements-dev-run.txt", "requirements.txt")
+
+
+def requirements() -> list[list[str]]:
+    """The lines of each file, but for its first one: with that it includes the one before."""
+    run, *others = [
+        re.sub("^#.*\n", "", (ROOT / name).read_text("utf-8"), flags=re.MULTILINE).split()
+        for name in REQUIREMENTS
+    ]
+    assert [lines[:2] for lines in others] == [["-r", name] for name in REQUIREMENTS[:2]]
+    return [run, *(lines[2:] for lines in others)]
 
 
 def test_todo_py_names_the_run_time_requirements() -> None:
     [block] = re.findall(r"^# /// script\n((?:#.*\n)+?)# ///$", source(), re.MULTILINE)
     metadata = tomllib.loads(re.sub("^# ?", "", block, flags=re.MULTILINE))
-    assert metadata["dependencies"] == requirements()["run time"]
+    assert metadata["dependencies"] == requirements()[0]
     assert metadata["requires-python"] == ">=3.11"
 
 
 def test_every_requirement_is_pinned_exactly_and_once() -> None:
-    groups = requirements()
-    assert list(groups) == ["run time", "the PostgreSQL of `todo.py dev`", "development"]
-    lines = [line for group in groups.values() for line in group]
+    lines = [line for group in requirements() for line in group]
     assert [
         line for line in lines if not re.fullmatch(r"[\w.-]+(\[[\w,-]+\])?==[\w.]+", line)
     ] == []
