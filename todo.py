@@ -67,7 +67,7 @@ import errno
 import fcntl
 import gc
 import hashlib
-import http.client
+import http
 import importlib.util
 import ipaddress
 import itertools
@@ -95,8 +95,7 @@ import timeit
 import weakref
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import cache, lru_cache, partial
@@ -1714,120 +1713,111 @@ class Database:
 
 KEYS_RETRY = 10.0  # seconds between fetches while Better Auth does not answer and keys are known
 JWKS_TIMEOUT = 2.0  # seconds
-JWKS_SLOW = f"no whole answer within {JWKS_TIMEOUT:.0f} s"
 JWKS_MAX = 256 * 1024  # bytes
 JWKS_BURST = 3  # fetches without a pause
 JWKS_PAUSE = 1.0  # seconds between fetches beyond those
 RETRY_AFTER_MAX = 60.0  # seconds that Better Auth may ask for
 
+# What a fetch can end in: no connection, no HTTP, no JSON, JSON of another shape.
+JWKS_FAULTS = (
+    *(OSError, EOFError, httptools.HttpParserError),
+    *(ValueError, KeyError, TypeError, RecursionError),
+)
 Keys = dict[tuple[str, str], jwt.PyJWK]  # by `kid` and `alg`
 
 
 class JWKSError(Exception):
-    """Raised if the keys cannot be fetched; no other attempt is wanted for `pause` seconds."""
+    """Raised if the key set cannot be had; the next attempt is not wanted for `pause` seconds."""
 
     def __init__(self, reason: str, pause: float = 0.0) -> None:
         super().__init__(reason)
         self.pause = pause
 
 
-def fetch_jwks(url: str) -> tuple[Keys, list[str]]:
-    """GET a key set: its usable keys, and why others are not. Blocks; run it in a thread.
+class JWKSResponse:
+    """What httptools.HttpResponseParser calls back."""
 
-    Raises JWKSError, after JWKS_TIMEOUT and the time of the resolver at the latest.
-    """
-    started = time.monotonic()
+    def __init__(self) -> None:
+        self.headers: dict[bytes, bytes] = {}
+        self.body = b""
+        self.complete = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.lower()] = value
+
+    def on_body(self, body: bytes) -> None:
+        self.body += body
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+
+
+async def _get(url: str) -> bytes:
+    """Body of a GET. No redirect is followed. Raises JWKSError, OSError or httptools' errors."""
+    parts = urlsplit(str(HttpUrl(url)))  # encoded as a browser does
+    tls = parts.scheme == "https"
+    port = parts.port or (443 if tls else 80)
+    reader, writer = await asyncio.open_connection(parts.hostname, port, ssl=tls or None)
     try:
-        body = _get(url)
-        keys: Keys = {}
-        unusable = []
-        for key in json.loads(body)["keys"]:
-            try:
-                parsed = _usable(key)
-                keys[key["kid"], parsed.algorithm_name] = parsed
-            except Exception as exc:  # noqa: BLE001 whatever PyJWT raises: one bad key spoils no other
-                unusable.append(str(exc)[:100] or type(exc).__name__)
-    except (
-        OSError,
-        http.client.HTTPException,
-        ValueError,
-        KeyError,
-        TypeError,
-        RecursionError,
-    ) as exc:
-        slow = time.monotonic() - started >= JWKS_TIMEOUT
-        raise JWKSError(JWKS_SLOW if slow else f"{type(exc).__name__} {exc}") from None
-    return keys, unusable
+        target = parts.path + (f"?{parts.query}" if parts.query else "")
+        # Firewalls refuse requests without a User-Agent.
+        headers = "Accept: application/json\r\nUser-Agent: todo-api\r\nConnection: close"
+        writer.write(f"GET {target} HTTP/1.1\r\nHost: {parts.netloc}\r\n{headers}\r\n\r\n".encode())
+        response = JWKSResponse()
+        parser = httptools.HttpResponseParser(response)
+        while not response.complete and (data := await reader.read(JWKS_MAX)):
+            parser.feed_data(data)
+            if len(response.body) > JWKS_MAX:
+                raise JWKSError(f"the answer has more than {JWKS_MAX} bytes")
+    finally:
+        writer.transport.abort()
+    if parser.get_status_code() != http.HTTPStatus.OK:
+        raise _refusal(parser.get_status_code(), response.headers)
+    return response.body
 
 
-def _get(url: str) -> bytes:
-    """Body of a GET, bounded in time and size; no redirect is followed."""
-    parts = urlsplit(url)
-    connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    with closing(connect(parts.netloc, timeout=JWKS_TIMEOUT)) as connection:
-        connection.connect()
-        # The connection's own time-out is of each receive; this one ends an answer that drips.
-        deadline = threading.Timer(JWKS_TIMEOUT, _shut_down, [connection.sock])
-        deadline.start()
-        try:
-            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            # Firewalls refuse requests without a User-Agent.
-            headers = {"Accept": "application/json", "User-Agent": "todo-api"}
-            connection.request("GET", target, headers=headers)
-            response = connection.getresponse()
-            body = response.read(JWKS_MAX + 1)
-        finally:
-            deadline.cancel()
-    if response.status != http.client.OK:
-        raise _refusal(response)
-    if len(body) > JWKS_MAX:
-        raise JWKSError(f"the answer has more than {JWKS_MAX} bytes")
-    return body
-
-
-def _shut_down(connected: socket.socket) -> None:
-    with suppress(OSError):
-        connected.shutdown(socket.SHUT_RDWR)
-
-
-def _refusal(response: http.client.HTTPResponse) -> JWKSError:
-    reason, pause = f"status {response.status}", ""
-    if location := response.headers.get("Location", "").partition("?")[0]:
-        reason += f", a redirect to {ascii(location)[:200]}: set JWKS_URL to where the keys are"
-    if response.status == http.client.TOO_MANY_REQUESTS:  # Better Auth writes X-
-        given = response.headers
-        pause = given.get("Retry-After") or given.get("X-Retry-After") or ""
-    return JWKSError(reason, min(float(pause), RETRY_AFTER_MAX) if pause.isdecimal() else 0.0)
+def _refusal(status: int, headers: Mapping[bytes, bytes]) -> JWKSError:
+    reason = f"status {status}"
+    if location := headers.get(b"location", b"").partition(b"?")[0].decode("latin-1"):
+        reason += f", a redirect to {location[:200]!a}: set JWKS_URL to where the keys are"
+    pause = 0.0
+    if status == http.HTTPStatus.TOO_MANY_REQUESTS:  # Better Auth writes X-
+        given = headers.get(b"retry-after") or headers.get(b"x-retry-after", b"")
+        pause = min(float(given), RETRY_AFTER_MAX) if given.isdigit() else 0.0
+    return JWKSError(reason, pause)
 
 
 def _usable(key: dict[str, Any]) -> jwt.PyJWK:
     """Key that verifies tokens. Raises ValueError that says why it does not, or PyJWT's errors."""
-    kid = key.get("kid")
-    name = ascii(kid)[:50]
-    if not isinstance(kid, str):
-        raise ValueError("a key without kid")
+    if not isinstance(key["kid"], str):
+        raise TypeError("its kid is no text")
     if "d" in key:  # whoever reads the set could sign
-        raise ValueError(f"{name} is a private key")
+        raise ValueError("it is a private key")
     if key.get("use", "sig") != "sig" or "verify" not in key.get("key_ops", ["verify"]):
-        raise ValueError(f"{name} is not to verify with")
-    if "alg" in key and key["alg"] not in ASYMMETRIC:
-        raise ValueError(f"{name} is of algorithm {ascii(key['alg'])[:50]}")
+        raise ValueError("it is not to verify with")
+    if key.get("alg", "EdDSA") not in ASYMMETRIC:
+        raise ValueError(f"its algorithm is {key['alg']!a}")
     return jwt.PyJWK(key)
 
 
-async def _fetch_in_thread(url: str) -> tuple[Keys, list[str]]:
-    """fetch_jwks in a daemon thread: the process would not end before a thread of asyncio's."""
-    result: Future[tuple[Keys, list[str]]] = Future()
-    result.set_running_or_notify_cancel()
-
-    def run() -> None:
+async def fetch_jwks(url: str) -> tuple[Keys, list[str]]:
+    """Usable keys of a key set, and why others are not. Raises JWKSError, in time."""
+    keys: Keys = {}
+    unusable = []
+    try:
+        async with asyncio.timeout(JWKS_TIMEOUT):
+            members = list(json.loads(await _get(url))["keys"])
+    except TimeoutError:
+        raise JWKSError(f"no whole answer within {JWKS_TIMEOUT:.0f} s") from None
+    except JWKS_FAULTS as exc:
+        raise JWKSError(f"{type(exc).__name__} {exc}") from None
+    for number, key in enumerate(members):
         try:
-            result.set_result(fetch_jwks(url))
-        except Exception as exc:  # noqa: BLE001 it is raised by the other thread
-            result.set_exception(exc)
-
-    threading.Thread(target=run, daemon=True).start()
-    return await asyncio.wrap_future(result)
+            parsed = _usable(key)
+            keys[key["kid"], parsed.algorithm_name] = parsed
+        except Exception as exc:  # noqa: BLE001 whatever PyJWT raises: one bad key spoils no other
+            unusable.append(f"key {number}: {type(exc).__name__} {exc}"[:200])
+    return keys, unusable
 
 
 class KeySet:
@@ -1872,18 +1862,15 @@ class KeySet:
             self.next_fetch_at = max(self.next_fetch_at + JWKS_PAUSE, burst)
             await asyncio.sleep(self.next_fetch_at - loop.time())
             began = loop.time()
-            # It covers a slow resolver and TLS handshake too, unlike the deadline in the thread.
-            async with asyncio.timeout(JWKS_TIMEOUT):
-                keys, unusable = await _fetch_in_thread(self.url)
+            keys, unusable = await fetch_jwks(self.url)
             self.keys, self.fetched_at, self.fresh_until = keys, began, began + KEYS_MAX_AGE
             for reason in unusable:
                 log.warning("a key of the JWKS is not used: %s", reason)
-        except (JWKSError, TimeoutError) as exc:
-            pause = getattr(exc, "pause", 0.0)
-            self.fresh_until = loop.time() + max(KEYS_RETRY, pause)
-            self.next_fetch_at = max(self.next_fetch_at, loop.time() + pause)
+        except JWKSError as exc:
+            self.fresh_until = loop.time() + max(KEYS_RETRY, exc.pause)
+            self.next_fetch_at = max(self.next_fetch_at, loop.time() + exc.pause)
             place = self.url.partition("?")[0]  # a query may hold a key of the operator's
-            log.warning("no keys from %s: %s", place, str(exc) or JWKS_SLOW)
+            log.warning("no keys from %s: %s", place, exc)
         finally:
             self.fetching = None
 
@@ -2447,7 +2434,7 @@ def connected(settings: Settings, grace: float) -> Iterator[Client]:
 
     def hang_up() -> None:
         with suppress(psycopg.Error, OSError):  # it may be closed at any time
-            _shut_down(socket.socket(fileno=os.dup(connection.fileno())))
+            socket.socket(fileno=os.dup(connection.fileno())).shutdown(socket.SHUT_RDWR)
 
     with psycopg.connect(prepare_threshold=None, **connection_options(settings)) as connection:
         encoding = connection.info.parameter_status("server_encoding")
@@ -2793,7 +2780,7 @@ def check(settings: Settings, token: bytes) -> Iterator[Finding]:
     yield from check_database(settings, user)
     url = tokens.keys.url
     try:
-        keys, _ = fetch_jwks(url)
+        keys, _ = asyncio.run(fetch_jwks(url))
         algorithms = ", ".join(sorted({algorithm for _, algorithm in keys}))
         yield OK if keys else FAIL, "JWKS", f"{len(keys)} usable keys {algorithms} at {url}"
     except JWKSError as exc:
