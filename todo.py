@@ -63,6 +63,7 @@ import asyncio
 import base64
 import codecs
 import ctypes
+import difflib
 import errno
 import fcntl
 import gc
@@ -2360,49 +2361,35 @@ LOCK_LIMIT = b"select set_config('lock_timeout', '10s', true);"
 DEV = Path(".todo-dev")  # where `dev` keeps all that is its own
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-# What the catalogue says of the table: a row for each column.
+# What the catalogue says of the table: a row for each column, and what makes its values.
 COLUMNS = b"""
-select quote_ident(a.attname) as name, format_type(a.atttypid, null) as type,
-       t.typcategory::text as category, a.attnotnull as not_null,
-       a.atthasdef or a.attidentity <> '' as made, quote_ident(current_user) as role,
-       array(select name from unnest(array['select', 'insert', 'update', 'delete']) name
-             where not has_table_privilege(a.attrelid, name)) as refused
+select quote_ident(a.attname) as name, format_type(a.atttypid, null) as type, t.typcategory::text
+    as category, a.attnotnull as not_null, a.atthasdef or a.attidentity <> '' as made,
+    coalesce(pg_get_serial_sequence(a.attrelid::regclass::text, a.attname),
+        substring(pg_get_expr(d.adbin, d.adrelid) from '''(.+)''')) as sequence,
+    quote_ident(current_user) as role,
+    array(select name from unnest(array['select', 'insert', 'update', 'delete']) name
+        where not has_table_privilege(a.attrelid, name)) as refused
 from pg_attribute a join pg_type t on t.oid = a.atttypid
+left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
 where a.attrelid = to_regclass('tasks') and a.attnum > 0 and not a.attisdropped
-order by a.attnum
-"""
-# The columns of each of its indexes, at least one row. pg_indexes would wait for a locked table.
+order by a.attnum"""
+# The columns of each index, and whether the table is partitioned. No wait for a locked table.
 INDEXES = b"""
-select array(select a.attname::text from unnest(i.indkey) with ordinality k(number, place)
-             left join pg_attribute a on a.attrelid = i.indrelid and a.attnum = k.number
-             order by place), c.relkind = 'p'
-from pg_class c left join pg_index i on i.indrelid = c.oid and i.indisvalid and i.indpred is null
-where c.oid = to_regclass('tasks')
-"""
-# What makes the ids: a sequence of the column, or one that its default names.
-SEQUENCE = b"""
-select coalesce(pg_get_serial_sequence('tasks', 'id'),
-                substring(pg_get_expr(d.adbin, d.adrelid) from '''(.+)''')),
-       quote_ident(current_user)
-from pg_attribute a left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
-where a.attrelid = to_regclass('tasks') and a.attname = 'id'
-"""
-# Whether a constraint, or if it has no name a policy, judges the user of a task.
-JUDGES_USER = b"""
-select exists (select from pg_constraint c
-               join pg_attribute a on a.attrelid = c.conrelid and a.attnum = any(c.conkey)
-               where c.conrelid = to_regclass('tasks') and c.conname = $1::text
-                 and a.attname = 'user_id')
-    or $1::text is null and exists (
-        select from pg_policy where polrelid = to_regclass('tasks')
-        and concat(pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid))
-            like '%user_id%')
-"""
+select array(select pg_get_indexdef(indexrelid, number, true)
+    from generate_series(1, indnkeyatts) number), relkind = 'p'
+from pg_index join pg_class table_ on table_.oid = indrelid
+where indrelid = to_regclass('tasks') and indisvalid and indpred is null"""
+# The constraint of that name; without a name the policies.
+RULES = b"""
+select pg_get_constraintdef(oid) from pg_constraint
+where conrelid = to_regclass('tasks') and conname = $1::text
+union all select concat(qual, with_check) from pg_policies
+where tablename = 'tasks' and $1::text is null"""
 OWNER = b"""
-select pg_get_userbyid(coalesce((select relowner from pg_class where oid = to_regclass('tasks')),
-                                datdba))
-from pg_database where datname = current_database()
-"""
+select pg_get_userbyid(coalesce(
+    (select relowner from pg_class where oid = to_regclass('tasks')), datdba))
+from pg_database where datname = current_database()"""
 NEWEST = compile_statement(sa.select(sa.func.max(tasks.c.id)), Kind.READ)
 
 Client = psycopg.Connection[Any]
@@ -2440,16 +2427,10 @@ def connected(settings: Settings, grace: float) -> Iterator[Client]:
             for timer in timers:
                 timer.start()
             yield connection
-        except errors.LockNotAvailable as exc:
+        except (errors.LockNotAvailable, errors.QueryCanceled) as exc:
             raise StartupError(
-                f"todo.py cannot start: a session has locked the table tasks ({_said(exc)})\n"
-                "Find it in pg_stat_activity, and end it or wait for it."
-            ) from None
-        except errors.QueryCanceled as exc:
-            raise StartupError(
-                f"todo.py cannot start: PostgreSQL has ended its statement ({_said(exc)})\n"
-                "If a statement_timeout is too short: alter role "
-                f"{connection.info.user} reset statement_timeout;"
+                f"todo.py cannot go on: {_said(exc)}\nHas another session locked the table tasks "
+                "(pg_stat_activity shows it), or is the role's statement_timeout too short?"
             ) from None
         finally:
             for timer in timers:
@@ -2497,14 +2478,10 @@ def column_faults(ours: sa.Column[Any], there: Any) -> Iterator[tuple[str, str]]
         yield "is missing", f"add {ddl.get_column_specification(ours).lower()}{key}"
         return
     if there.category != category or (category == "D" and there.type != kind):
-        if ours.primary_key:
-            cure = f"drop id, add id {kind} generated by default as identity primary key"
-        else:
-            zone = there.type == "timestamp without time zone"
-            using = f"{name} at time zone 'UTC'" if zone else f"{name}::{kind}"
-            cure = f"alter {name} drop default, alter {name} type {kind} using {using}"
-            cure += f", alter {name} {made}" if made else ""
-        yield f"is {there.type}", cure
+        local = there.type == "timestamp without time zone"
+        using = f"{name} at time zone 'UTC'" if local else f"{name}::{kind}"
+        cure = f"alter {name} drop default, alter {name} type {kind} using {using}"
+        yield f"is {there.type}", f"{cure}, alter {name} {made}" if made else cure
     elif made and not there.made:
         yield "is not filled in by the database", f"alter {name} {made}"
     if not (there.not_null or ours.nullable):
@@ -2562,14 +2539,13 @@ def require_table(connection: Client) -> None:
 def missing_indexes(connection: Client) -> list[str]:
     """Line that makes each index without which the service is slow on a large table."""
     rows = connection.execute(INDEXES).fetchall()
-    indexed = [names for names, _ in rows]
-    partitioned = rows[0][1]
-    concurrently = "" if partitioned else "concurrently "  # which no partitioned table can
-    needed = [(index.name, index.columns.keys()) for index in tasks.indexes]
+    found = [", ".join([*columns, ""]) for columns, _ in rows]
+    how = "" if any(partitioned for _, partitioned in rows) else "concurrently "
+    needed = [(str(index.name), index.columns.keys()) for index in tasks.indexes]
     return [
-        f"create index {concurrently}{name} on tasks ({', '.join(columns)});"
+        f"create index {how}{name} on tasks ({', '.join(columns)});"
         for name, columns in [("tasks_id_idx", ["id"]), *sorted(needed)]
-        if columns not in [each[: len(columns)] for each in indexed]
+        if not any(each.startswith(", ".join([*columns, ""])) for each in found)
     ]
 
 
@@ -2623,13 +2599,15 @@ def listen(settings: Settings) -> list[socket.socket]:
         address = (host, port)
         return [socket.create_server(address, family=family, backlog=2048, dualstack_ipv6=both)]
     except (OSError, TypeError, UnicodeError) as exc:
-        hint = (
-            "HOST must be an address of this machine, "
-            "such as 127.0.0.1, or 0.0.0.0 for all that it has"
+        beside = port + (1 if port < PORT_MAX else -1)
+        hint = {
+            errno.EADDRINUSE: f"Another process has it. To take the one beside it: PORT={beside}",
+            errno.EACCES: "Only root may take a port below 1024: PORT=8000",
+            errno.EBADF: "LISTEN_FDS is set, but no such sockets are passed: unset LISTEN_FDS",
+        }.get(
+            getattr(exc, "errno", None) or 0,
+            "HOST must be an address of this machine: 127.0.0.1, or 0.0.0.0 for all that it has",
         )
-        if getattr(exc, "errno", None) == errno.EADDRINUSE:
-            beside = port + (1 if port < PORT_MAX else -1)
-            hint = f"Another process has it. To take the one beside it: PORT={beside}"
         raise StartupError(
             f"todo.py cannot start: it cannot listen on HOST {host}, "
             f"PORT {port} ({getattr(exc, 'strerror', None) or exc})\n{hint}"
@@ -2715,7 +2693,8 @@ def check_table(connection: Client, user: str | None) -> Iterator[Finding]:
         yield from ((FAIL, "table", fault) for fault in faults)
         return
     yield OK, "table", "the service's statements run on it"
-    sequence, role = connection.execute(SEQUENCE).fetchone() or ("", "")
+    columns: Any = psycopg.Cursor(connection, row_factory=namedtuple_row).execute(COLUMNS)
+    sequence, role = next((row.sequence, row.role) for row in columns if row.name == "id")
     try:
         try_table(connection, user or "todo.py check")
         yield OK, "trial", "a task was made, changed, listed and deleted, and nothing of it kept"
@@ -2727,11 +2706,9 @@ def check_table(connection: Client, user: str | None) -> Iterator[Finding]:
     except psycopg.OperationalError:
         raise
     except psycopg.Error as exc:
-        constraint = [exc.diag.constraint_name]
-        judged = psycopg.RawCursor(connection).execute(JUDGES_USER, constraint).fetchone()
-        integrity = isinstance(exc, psycopg.IntegrityError | errors.InsufficientPrivilege)
+        rules = psycopg.RawCursor(connection).execute(RULES, [exc.diag.constraint_name])
         said = f"a task cannot be written: {_said(exc)}"
-        if integrity and judged == (True,) and not user:
+        if not user and any("user_id" in rule for [rule] in rules):
             why = "the user of the trial is made up; a token on standard input tries it as its user"
             yield NOTE, "trial", f"no write could be tried ({_said(exc)}): {why}"
         elif sequence and "sequence" in said:
@@ -2758,9 +2735,54 @@ def check_database(settings: Settings, user: str | None) -> Iterator[Finding]:
         yield FAIL, "database", " ".join(str(exc).split())
 
 
-def check(settings: Settings, token: bytes) -> Iterator[Finding]:
-    """Findings for the operator."""
+def check_keys(settings: Settings, url: str) -> Iterator[Finding]:
+    """Findings on Better Auth's JWKS."""
+    place = url.partition("?")[0]  # a query may hold a key of the operator's
+    # `dev` proposes a Better Auth that need not be there.
+    fault = FAIL if "better_auth_url" in settings.model_fields_set else NOTE
+    try:
+        keys, unusable = asyncio.run(fetch_jwks(url))
+    except JWKSError as exc:
+        base = settings.better_auth_url.rstrip("/")
+        where = f"{origin_of(base)}/api/auth/jwks, or {base}/jwks if that URL has a path"
+        advice = f"BETTER_AUTH_URL must be reachable from here; its keys are at {where}"
+        yield fault, "JWKS", f"{place}: {exc}. {advice}. JWKS_URL names another place."
+        return
+    algorithms = ", ".join(sorted({algorithm for _, algorithm in keys}))
+    yield OK if keys else fault, "JWKS", f"{len(keys)} usable keys {algorithms} at {place}"
+    for reason in unusable:
+        yield NOTE, "JWKS", f"{reason}; needed are a kid and an alg of {', '.join(ASYMMETRIC)}"
+
+
+def variables_in(file: Path) -> set[str]:
+    """Names that a `.env` file sets."""
+    with suppress(OSError):
+        text = file.read_text(errors="replace")
+        return set(re.findall(r"^\s*(?:export\s+)?(\w+)\s*=", text, re.MULTILINE))
+    return set()
+
+
+def check_settings(settings: Settings) -> Iterator[Finding]:
+    """Findings on the variables."""
+    ours = {name.upper() for name in Settings.model_fields}
     yield OK, "settings", ", ".join(sorted(settings.model_fields_set)).upper()
+    for name in sorted({*os.environ, *variables_in(Path(".env"))}):
+        alike = difflib.get_close_matches(name.upper(), ours, 1, cutoff=0.87)
+        if alike and alike[0] != name.upper():
+            yield NOTE, "settings", f"{name} is no variable of this service: is it {alike[0]}?"
+    local = {"localhost", "127.0.0.1", "::1"}
+    origins = ", ".join(settings.allowed_origins)
+    database = str(connection_options(settings).get("host", "localhost"))
+    here = database in local or database.startswith("/")
+    if here or not local.issuperset(urlsplit(each).hostname for each in settings.allowed_origins):
+        yield OK, "origins", f"pages of {origins} may call"
+    else:
+        why = "set ALLOWED_ORIGINS to the origin of your frontend"
+        yield NOTE, "origins", f"only pages of this machine may call ({origins}): {why}"
+
+
+def check(settings: Settings, token: bytes) -> Iterator[Finding]:
+    """Findings for the operator, of which the last one says whether all is well."""
     tokens, user, of_token = TokenVerifier(settings), None, []
     if token:
         try:
@@ -2771,16 +2793,18 @@ def check(settings: Settings, token: bytes) -> Iterator[Finding]:
             hint = "; was it signed with another secret?" if signed else ""
             refused = f"refused as {problem.code}: {problem.reason}{hint}"
             of_token = [(FAIL, "token", refused)]
-    yield from check_database(settings, user)
-    url = tokens.keys.url
-    try:
-        keys, _ = asyncio.run(fetch_jwks(url))
-        algorithms = ", ".join(sorted({algorithm for _, algorithm in keys}))
-        yield OK if keys else FAIL, "JWKS", f"{len(keys)} usable keys {algorithms} at {url}"
-    except JWKSError as exc:
-        hint = "is BETTER_AUTH_URL right, and reachable from here?"
-        yield FAIL, "JWKS", f"{url}: {exc}; {hint}"
-    yield from of_token
+    levels = []
+    for finding in itertools.chain(
+        check_settings(settings),
+        check_database(settings, user),
+        check_keys(settings, tokens.keys.url),
+        of_token,
+    ):
+        levels.append(finding[0])
+        yield finding
+    failed = levels.count(FAIL)
+    well = "all is well" + (", but read the notes" if NOTE in levels else "")
+    yield (FAIL, "check", f"{failed} of these lines are faults") if failed else (OK, "check", well)
 
 
 def sign_token(settings: TokenSettings, user: str, seconds: int) -> str:
@@ -2840,36 +2864,38 @@ def _url_at(sockets: str) -> str:
     return f"postgresql://postgres@/postgres?port=5432&host={quote(sockets, safe='')}"
 
 
-def _former_sockets(data: Path) -> str:
-    """Folder of the sockets of the server that runs on the data; empty if none does.
+def _pid_file(data: Path) -> tuple[str, str, str]:
+    """What postmaster.pid names: process, folder of the data, folder of the sockets. Or nothing."""
+    with suppress(FileNotFoundError):
+        lines = [*(data / "postmaster.pid").read_text().split("\n"), "", "", "", ""]
+        return lines[0], lines[1], lines[4]
+    return "", "", ""
 
-    postmaster.pid says which process has the data in use, and what the folder is called there.
-    A copied folder has a copy of it. Raises StartupError if that cannot be decided from here.
+
+def _free(data: Path) -> None:
+    """See to it that no server uses the data. Raises StartupError if that cannot be known.
+
+    postmaster.pid has the name of the folder where the server runs; a copied folder has it too.
     """
+    pid, folder, sockets = _pid_file(data)
     file = data / "postmaster.pid"
-    if not file.exists():
-        return ""
-    pid, folder, _, _, sockets, *_ = [*file.read_text().split("\n"), "", "", "", ""]
     try:
-        ours = data.samefile(folder)
+        ours = not folder or data.samefile(folder)
     except OSError as exc:
         raise StartupError(
-            f"a PostgreSQL may be at work on the data of `todo.py dev`: process {pid}, perhaps in "
-            f"another container, which calls it {folder} ({exc.strerror} here)\n"
-            f"Stop it. Only when it no longer runs: rm {shlex.quote(str(file))}"
+            f"a PostgreSQL may use the data of `todo.py dev`: process {pid}, perhaps in another "
+            f"container, where the folder is {folder} ({exc.strerror} here)\n"
+            f"Stop it there. Only when it no longer runs: rm {shlex.quote(str(file))}"
         ) from None
     if not ours:
         say(f"This folder is a copy of {folder}: made while `todo.py dev` ran, it may be broken.")
         file.unlink()
-        return ""
-    with socket.socket(socket.AF_UNIX) as probe:
-        running = probe.connect_ex(f"{sockets}/.s.PGSQL.5432") == 0
-    return sockets if running else ""
-
-
-def _stop_postgres(data: Path, sockets: str) -> None:
-    _run_postgres("pg_ctl", data, "stop", "--mode=fast")
-    shutil.rmtree(sockets, ignore_errors=True)
+        return
+    with socket.socket(socket.AF_UNIX) as probe:  # the process may be another by now
+        running = sockets and probe.connect_ex(f"{sockets}/.s.PGSQL.5432") == 0
+    if running:  # since its `dev` was killed
+        _run_postgres("pg_ctl", data, "stop", "--mode=fast")
+        shutil.rmtree(sockets, ignore_errors=True)
 
 
 @contextmanager
@@ -2886,8 +2912,7 @@ def embedded_postgres(data: Path) -> Iterator[str]:
         options = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C")
         _run_postgres("initdb", new, *options)
         new.rename(data)
-    if former := _former_sockets(data):  # of an instance that was killed
-        _stop_postgres(data, former)
+    _free(data)
     sockets = tempfile.mkdtemp(prefix="todo-")  # a socket's path has at most 103 bytes
     try:
         os.chown(sockets, data.stat().st_uid, -1)  # root's PostgreSQL runs as somebody else
@@ -2897,7 +2922,7 @@ def embedded_postgres(data: Path) -> Iterator[str]:
         for number in ENDING:  # a second Ctrl-C does not cut this short
             signal.signal(number, signal.SIG_IGN)
         with suppress(StartupError, OSError):  # it is stopped already, or the folder is gone
-            _stop_postgres(data, sockets)
+            _run_postgres("pg_ctl", data, "stop", "--mode=fast")
         shutil.rmtree(sockets, ignore_errors=True)
 
 
@@ -2916,12 +2941,9 @@ def dev_folder() -> Iterator[Path]:
                 f"another `todo.py dev` runs in {folder.parent}: use that one, or stop it first"
             ) from None
         secret = folder / "better_auth_secret"
-        if not secret.exists():
-            new = secret.with_suffix(".new")  # it gets its name when it is whole
-            new.touch(stat.S_IRUSR | stat.S_IWUSR)
-            new.write_text(secrets.token_urlsafe(32))
-            new.rename(secret)
-        secret.read_bytes()  # it may be somebody else's
+        secret.touch(stat.S_IRUSR | stat.S_IWUSR)
+        if not secret.read_text():
+            secret.write_text(secrets.token_urlsafe(32))
         yield folder
 
 
@@ -2949,32 +2971,62 @@ To paste into another terminal:
   curl -s $TASK -H "$AUTH" -X DELETE -i"""
 
 
-def dev() -> None:
-    """Serve with nothing configured. What is set in the environment wins; `.env` is not read."""
+def dev_settings(url: str) -> Settings:
+    """Settings of `dev`. What is set in the environment wins; `.env` is not read."""
     given = {name for name in Settings.model_fields if os.environ.get(name.upper())}  # for the log
+    for name, value in ("NEON_DB_URL", url), ("BETTER_AUTH_URL", "http://localhost:3000"):
+        os.environ[name] = os.environ.get(name) or value
+    return Settings.model_construct(given, **dict(Settings.load(env_file=None, secrets_dir=DEV)))
+
+
+def dev() -> None:
+    """Serve with nothing configured."""
     given_url = os.environ.get("NEON_DB_URL")
-    os.environ["NEON_DB_URL"] = given_url or "postgresql://embedded"  # until that is started
-    os.environ["BETTER_AUTH_URL"] = os.environ.get("BETTER_AUTH_URL") or "http://localhost:3000"
     with ExitStack() as stack:
         try:
             folder = stack.enter_context(dev_folder())
-            loaded = Settings.load(env_file=None, secrets_dir=folder)
-            listeners = listen(loaded)
+            settings = dev_settings("postgresql://embedded")  # until that is started
+            listeners = listen(settings)
             url = given_url or stack.enter_context(embedded_postgres(folder / "postgres"))
         except OSError as exc:
-            raise StartupError(
-                f"todo.py dev cannot keep its data in {DEV.resolve()}: {exc}"
-            ) from None
-        if loaded.workers > 1:
+            place = DEV.resolve()
+            raise StartupError(f"todo.py dev cannot keep its data in {place}: {exc}") from None
+        if settings.workers > 1:
             say("WORKERS is not used: `todo.py dev` is one process.")
+        given = settings.model_fields_set - {"workers"}
         changed = {"neon_db_url": SecretStr(url), "workers": 1}
-        settings = Settings.model_construct(given - {"workers"}, **dict(loaded) | changed)
+        settings = Settings.model_construct(given, **dict(settings) | changed)
         init_db(settings)
         token = sign_token(settings, "demo", 24 * 3600)
         embedded = "a PostgreSQL of its own, with its data in .todo-dev/"
         database = "NEON_DB_URL" if given_url else embedded
         say(WELCOME.format(database=database, url=url_of(listeners[0]), token=token))
         serve(settings, listeners)
+
+
+def settings_to_check() -> Settings:
+    """Settings of the service; of the `dev` that runs in this folder if nothing else is set."""
+    if not DEV.is_dir() or os.environ.get("NEON_DB_URL") or Path(".env").exists():
+        return Settings.load()
+    data = DEV.resolve() / "postgres"
+    _, folder, sockets = _pid_file(data)
+    with suppress(OSError):
+        if folder and data.samefile(folder):
+            return dev_settings(_url_at(sockets))
+    raise StartupError("nothing to check: NEON_DB_URL is not set, and no `todo.py dev` runs here")
+
+
+def print_token(user: str, seconds: int) -> None:
+    """Sign with the secret of the service, else with that of `dev`."""
+    if not USER_ID.fullmatch(user):
+        raise StartupError(BAD_USER_ID)
+    settings = TokenSettings.load(secrets_dir=DEV if DEV.is_dir() else None)
+    found = {"the environment": os.environ, ".env": variables_in(Path(".env"))}
+    sources = [place for place, names in found.items() if "BETTER_AUTH_SECRET" in names]
+    if sources and DEV.is_dir():
+        message = f"signed with the BETTER_AUTH_SECRET of {sources[0]}, not with that of {DEV}/"
+        print(message, file=sys.stderr)  # noqa: T201
+    say(sign_token(settings, user, seconds))
 
 
 def main() -> None:
@@ -2998,16 +3050,12 @@ def main() -> None:
             init_db(Settings.load())
             say("the service can work with the table tasks")
         case "check":
-            failed = 0
-            for level, subject, text in check(Settings.load(), given_token()):
+            level = OK
+            for level, subject, text in check(settings_to_check(), given_token()):
                 say(f"{level:4}  {subject}: {text}")
-                failed += level == FAIL
-            sys.exit(failed > 0)
+            sys.exit(level == FAIL)
         case "token":
-            if not USER_ID.fullmatch(arguments.user_id):
-                raise StartupError(BAD_USER_ID)
-            signing = TokenSettings.load(secrets_dir=DEV if DEV.is_dir() else None)
-            say(sign_token(signing, arguments.user_id, arguments.ttl))
+            print_token(arguments.user_id, arguments.ttl)
         case _:
             settings = Settings.load()
             serve(settings, listen(settings))
