@@ -17,7 +17,6 @@ import pytest
 import sqlalchemy
 
 import todo
-import todo_tests
 from todo_tests.contract import (
     CODES,
     COMPONENTS,
@@ -473,11 +472,45 @@ def test_env_example_names_every_variable_with_its_default() -> None:
         assert text == "" if default is None else type(shown)(text) == shown, name
 
 
+# The pages
+
+PAGES = {
+    name: (ROOT / name).read_text("utf-8")
+    for name in ("README.md", ".deploy/README.md", "todo_tests/README.md")
+}
+
+
+def rows_of(page: str, first: str) -> list[list[str]]:
+    """The cells of the page's only table whose head begins with this cell."""
+    head = rf"^\| {first} \|.*\n\|[-|]+\n((?:\|.*\n)+)"
+    [table] = re.findall(head, PAGES[page], re.MULTILINE)
+    return [line.strip("| ").split(" | ") for line in table.splitlines()]
+
+
+def test_readme_is_short_enough_to_be_read() -> None:
+    assert len(PAGES["README.md"]) <= 9000
+
+
+def headings(text: str) -> set[str]:
+    """The anchors of a page, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_of_a_page_lead_somewhere(page) -> None:
+    """Files and headings; another site is not asked."""
+    for link in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        if link.startswith("https://"):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / file if file else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in headings(target.read_text("utf-8")), link
+
+
 def test_readme_names_every_variable_and_which_are_required() -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
-    [table] = re.findall(r"^\| variable \|.*\n\|[-|]+\n((?:\|.*\n)+)", readme, re.MULTILINE)
-    rows = dict(re.findall(r"^\| `([A-Z_]+)` \| (.*?) \|", table, re.MULTILINE))
-    assert len(rows) == table.count("\n")
+    rows = {name.strip("`"): default for name, default, *_ in rows_of("README.md", "variable")}
     fields = {name.upper(): field for name, field in todo.Settings.model_fields.items()}
     assert rows.keys() == fields.keys()
     assert {name for name, default in rows.items() if default == "required"} == {
@@ -485,34 +518,70 @@ def test_readme_names_every_variable_and_which_are_required() -> None:
     }
 
 
-def test_the_package_says_what_each_test_file_proves() -> None:
-    named = re.findall(r"\btest_\w+", todo_tests.__doc__ or "")
+@pytest.mark.parametrize("page", PAGES)
+def test_codes_of_a_page_are_those_of_the_code(page) -> None:
+    """With their status where one stands before them; what each means stands in openapi.yaml."""
+    # It is named because it is gone.
+    text = PAGES[page].replace("`CORS_REFUSED` is gone", "")
+    named = re.findall(r"(?:\b([45]\d\d) )?`([A-Z]+_[A-Z_]+)`", text)
+    ours = {*todo.ERRORS, *(name.upper() for name in todo.Settings.model_fields)}
+    other = {"FORWARDED_ALLOW_IPS", "TEST_DATABASE_URL"}
+    assert {code for _, code in named} <= ours | other
+    for status, code in named:
+        assert not status or todo.ERRORS[code][0] == int(status), code
+
+
+def test_the_map_of_the_tests_names_every_file() -> None:
+    named = re.findall(
+        r"`(test_\w+)`", "".join(map("".join, rows_of("todo_tests/README.md", "file")))
+    )
     assert sorted(named) == sorted(path.stem for path in (ROOT / "todo_tests").glob("test_*.py"))
-
-
-def test_readme_names_every_error_with_its_status() -> None:
-    readme = (ROOT / "README.md").read_text("utf-8")
-    [table] = re.findall(r"^\| status \|.*\n\|[-|]+\n((?:\|.*\n)+)", readme, re.MULTILINE)
-    rows = re.findall(r"^\| ([\d, ]+).*? \| (.*) \|$", table, re.MULTILINE)
-    assert len(rows) == table.count("\n")
-    for statuses, codes in rows:
-        named = {int(status) for status in re.findall(r"\d+", statuses)}
-        assert {todo.ERRORS[code][0] for code in re.findall(r"`(\w+)`", codes)} == named
-    named = re.findall(r"`([A-Z_]+)`", table)
-    assert sorted(named) == sorted(todo.ERRORS)
 
 
 def test_readme_quotes_messages_that_the_code_has() -> None:
     """The table of what one sees, but for names and places."""
-    readme = (ROOT / "README.md").read_text("utf-8")
-    [table] = re.findall(r"^\| what you see \|.*\n\|[-|]+\n((?:\|.*\n)+)", readme, re.MULTILINE)
-    seen = [row.split(" | ")[0] for row in table.splitlines()]
-    quoted = [text for row in seen for text in re.findall(r"`(.+?)`", row)]
+    seen = [row[0] for row in rows_of("README.md", "what you see")]
+    quoted = [text for cell in seen for text in re.findall(r"`(.+?)`", cell)]
     assert len(quoted) > 5
     joined = re.sub(r'"\s+f?"', "", source())
     for text in quoted:
-        for part in re.split(r" *\.\.\. *|(?:NEON_DB_URL|HOST|PORT)\b,? ?", text):
+        for part in re.split(r" *\.\.\. *|(?:NEON_DB_URL|HOST|PORT|\{\w+\})\b,? ?", text):
             assert part.removeprefix("is ") in joined, text
+    assert "a browser will refuse" in joined
+
+
+def test_the_vm_page_has_every_setting_of_the_units_with_its_reason() -> None:
+    named = {
+        name
+        for setting, _ in rows_of(".deploy/README.md", "setting")
+        for name in re.findall(r"`([A-Z]\w+)=", setting)
+    }
+    units = "".join(
+        (ROOT / ".deploy" / f"todo.{kind}").read_text() for kind in ("service", "socket")
+    )
+    in_units = set(re.findall(r"^(\w+)=", units, re.MULTILINE)) - {"Description", "WantedBy"}
+    assert named == in_units
+
+
+def test_the_vm_page_knows_this_version() -> None:
+    assert rows_of(".deploy/README.md", "version")[0][0] == CONTRACT["info"]["version"]
+
+
+def test_both_pages_install_the_same_way() -> None:
+    """So whichever is read, it is the way that test_vm walks."""
+    blocks = [
+        block
+        for page in ("README.md", ".deploy/README.md")
+        for block in re.findall(r"```sh\n(.*?)```", PAGES[page], re.DOTALL)
+        if "mkdir -p /srv" in block
+    ]
+    assert len(blocks) == 2
+    assert blocks[0] == blocks[1]
+
+
+def test_uv_is_given_the_postgres_that_pip_installs() -> None:
+    [version] = re.findall(r"`uv run --with (\S+) todo.py dev`", PAGES["README.md"])
+    assert version in requirements()[1]
 
 
 REQUIREMENTS = (".requirements-run.txt", ".requirements-dev-run.txt", "requirements.txt")

@@ -1,4 +1,4 @@
-"""The contract against real servers: Schemathesis by the README's command, and each promise once.
+"""The contract against real servers: Schemathesis by the command of README.md, and each promise once.
 
 The command sends what `openapi.yaml` allows and what it forbids, with all checks, in all phases
 (`schemathesis.toml`, `schemathesis_hooks.py`). Its seed is fixed, so two runs send the same.
@@ -71,13 +71,13 @@ class Run(NamedTuple):
 def command(
     postgres: Database, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """The README's command, but for the address and two reports, against a server of its own.
+    """The command of todo_tests/README.md, but for the address and two reports, against a server of its own.
 
     It runs while the other tests do. With it comes the folder of its reports.
     """
-    readme = (ROOT / "README.md").read_text("utf-8")
+    page = (ROOT / "todo_tests/README.md").read_text("utf-8")
     pattern = r"^BETTER_AUTH_SECRET=\$\(cat (\S+)\) \S+/(schemathesis .*)http://127.0.0.1:8000$"
-    [(secret, command)] = re.findall(pattern, readme, re.MULTILINE)
+    [(secret, command)] = re.findall(pattern, page, re.MULTILINE)
     assert secret == f"{todo.DEV}/better_auth_secret"
     program, *arguments = shlex.split(command)
     folder = tmp_path_factory.mktemp("schemathesis")
