@@ -1,14 +1,20 @@
 """Clients generated from `openapi.yaml` in the run, compiled, and used on a live server."""
 
+import json
 import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from todo_tests.better_auth import node_packages
+from todo_tests.better_auth import node_packages, respond
 from todo_tests.support import (
     ROOT,
     TITLE_REQUIRED,
@@ -48,7 +54,7 @@ def run(*command: object, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def typescript(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of generated clients, programs and the README's ten lines, compiled.
+    """A folder of generated clients, programs and the README's lines, compiled.
 
     Mistakes do not compile.
     """
@@ -61,7 +67,7 @@ def typescript(tmp_path_factory: pytest.TempPathFactory) -> Path:
     readme = (ROOT / "README.md").read_text("utf-8")
     [lines] = re.findall(r"```ts\n(import createClient .*?)```", readme, re.DOTALL)
     given = "declare const process: { argv: [string, string, string, string, string] };\n"
-    given += "const [, , url, token, user] = process.argv;\n"
+    given += "const [, , url, kept, user] = process.argv;\nconst token = async () => kept;\n"
     (folder / "readme.ts").write_text(given + lines.replace('"http://127.0.0.1:8000"', "url"))
     tools = packages / ".bin"
     run(tools / "openapi-typescript", "openapi.yaml", "-o", "todo-api.d.ts", cwd=folder)
@@ -79,6 +85,70 @@ def test_a_typescript_client_works(typescript: Path, server: Server, program: st
     arguments = (server.url, token(USER), USER)
     said = run("node", f"{program}.js", *arguments, cwd=typescript)
     assert re.fullmatch(r"\d+ 20\d\d-[-:.\dT]+Z\n" if program == "readme" else "", said)
+
+
+# The README's page, in Node
+
+PAGE = (ROOT / "README.md").read_text("utf-8")
+
+
+@contextmanager
+def page_with_tokens(folder: Path, api: str, seconds: int) -> Iterator[list[str]]:
+    """`page.mjs` in the folder, and the requests for tokens, each of which lives so many seconds.
+
+    A second is left behind the minute for which `token()` asks early; without any, nobody is
+    signed in.
+    """
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            expiry = int(time.time()) + seconds
+            body = {"token": token(USER, exp=expiry)} if seconds else {"code": "UNAUTHORIZED"}
+            respond(self, json.dumps(body).encode(), 200 if seconds else 401)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as better_auth:
+        threading.Thread(target=better_auth.serve_forever, daemon=True).start()
+        [lines] = re.findall(r"```js\n(.*?)```", PAGE, re.DOTALL)
+        lines = lines.replace("http://127.0.0.1:8000", api)
+        lines = lines.replace("localhost:3000", f"127.0.0.1:{better_auth.server_port}")
+        later = "await token();\nawait new Promise((then) => setTimeout(then, 2100));\n"
+        (folder / "page.mjs").write_text(f"{lines}{later}await token();\n")
+        try:
+            yield asked
+        finally:
+            better_auth.shutdown()
+
+
+def test_the_page_of_the_readme_renews_its_token(server: Server, tmp_path: Path) -> None:
+    """Before it expires, and not with each request."""
+    node_packages(TOOLS)
+    with page_with_tokens(tmp_path, server.url, 62) as asked:
+        said = run("node", "page.mjs", cwd=tmp_path)
+    assert "title: 'Buy groceries'" in said
+    assert asked == ["/api/auth/token"] * 2
+
+
+@pytest.mark.parametrize(
+    ("seconds", "api", "said"),
+    [
+        pytest.param(0, "http://127.0.0.1:1", "Error: Nobody is signed in.", id="nobody"),
+        pytest.param(62, "http://127.0.0.1:1", "TypeError: fetch failed", id="server down"),
+    ],
+)
+def test_the_page_of_the_readme_says_what_is_missing(
+    tmp_path: Path, seconds: int, api: str, said: str
+) -> None:
+    node_packages(TOOLS)
+    with page_with_tokens(tmp_path, api, seconds):
+        command = ["node", "page.mjs"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert said in done.stderr
 
 
 def test_a_python_client_works(

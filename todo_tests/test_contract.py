@@ -1,4 +1,4 @@
-"""The contract against real servers: Schemathesis by the command of README.md, and each promise once.
+"""The contract against real servers: Schemathesis as README.md runs it, each promise once.
 
 The command sends what `openapi.yaml` allows and what it forbids, with all checks, in all phases
 (`schemathesis.toml`, `schemathesis_hooks.py`). Its seed is fixed, so two runs send the same.
@@ -71,7 +71,7 @@ class Run(NamedTuple):
 def command(
     postgres: Database, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """The command of todo_tests/README.md, but for the address and two reports, against a server of its own.
+    """The command of README.md, but for the address and two reports, against a server of its own.
 
     It runs while the other tests do. With it comes the folder of its reports.
     """

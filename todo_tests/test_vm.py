@@ -1,10 +1,11 @@
-"""The README's way onto a VM, walked as written: files, units, proxies, upgrade, backup.
+"""The way onto a VM, walked as README.md and .deploy/README.md have it: each command as written.
 
 There is no systemd in a container: `Systemd` does with the two units what it would do.
 """
 
 import asyncio
 import configparser
+import json
 import os
 import re
 import shlex
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from todo_tests.better_auth import missing
+import todo
+from todo_tests.better_auth import HERE as AUTH_FOLDER
+from todo_tests.better_auth import missing, node_packages
 from todo_tests.damage import AllAtOnce, Life, jwks
 from todo_tests.support import (
     AUTH_URL,
@@ -47,16 +51,19 @@ from todo_tests.support import (
     plain_environment,
     token,
 )
+from todo_tests.test_start import OLDER
 
 pytestmark = pytest.mark.slow
 
 DEPLOY = ROOT / ".deploy"
 README = (ROOT / "README.md").read_text("utf-8")
+PAGE = (DEPLOY / "README.md").read_text("utf-8")
 
 
-def commands(text: str) -> str:
-    """The README's block of shell commands that holds the text."""
-    [block] = [each for each in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if text in each]
+def commands(text: str, language: str = "sh") -> str:
+    """The block of commands that holds the text; if both pages have one, it is the same."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", README + PAGE, re.DOTALL)
+    [block] = {each for each in blocks if text in each}
     return str(block)
 
 
@@ -172,6 +179,14 @@ def test_the_units_are_valid_and_the_service_is_hardened(tmp_path: Path) -> None
     print(f"exposure {exposure}")
 
 
+def test_the_unit_gives_up_what_fails_at_once_and_waits_for_the_database() -> None:
+    """With systemd 252: callers of a service that cannot start get a 502 after half a minute."""
+    unit = dict(re.findall(r"^(\w+)=(.*)$", (DEPLOY / "todo.service").read_text(), re.MULTILINE))
+    tries, seconds = int(unit["StartLimitBurst"]), float(unit["StartLimitIntervalSec"])
+    at_once = int(unit["RestartSec"]) + 5.0  # a slow machine imports for some seconds
+    assert tries * at_once < seconds < tries * todo.CONNECT_GRACE
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_the_service_serves_on_the_socket_that_systemd_holds(
     vm: Callable[..., Systemd], workers: str
@@ -214,16 +229,15 @@ def run_as_written(block: str, folder: Path, **environment: str) -> str:
     return done.stdout
 
 
-def first_command(folder: Path) -> None:
-    """In a fresh copy; it is seen to be alive long before it serves."""
-    for name in ("todo.py", "schema.sql", "openapi.yaml", ".requirements-run.txt"):
-        shutil.copy(ROOT / name, folder)
+@contextmanager
+def started(command: str, folder: Path, sign: str, **environment: str) -> Iterator[str]:
+    """A command as written that serves until the block ends: the URL, once it has said so."""
     port, start = free_port(), time.monotonic()
     with (folder / "said").open("wb") as said:
         process = subprocess.Popen(
-            ["bash", "-c", commands("todo.py dev").rstrip()],
+            ["bash", "-c", command],
             cwd=folder,
-            env=plain_environment(PORT=str(port), HOME=str(folder)),
+            env=plain_environment(PORT=str(port), HOME=str(folder), **environment),
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=said,
@@ -234,51 +248,150 @@ def first_command(folder: Path) -> None:
         return (folder / "said").read_text("utf-8", "replace")
 
     try:
-        eventually(text, within=30)
+        eventually(text, within=60)
         alive = time.monotonic() - start
-        eventually(lambda: "curl" in text() or process.poll(), within=300, why=text())
-        serving = time.monotonic() - start
-        again = commands("todo.py token")
-        header = {"Authorization": f"Bearer {run_as_written(again, folder).strip()}"}
-        answer = get(f"http://127.0.0.1:{port}{path_of('alice')}", headers=header)
-        assert (answer.status_code, answer.json()) == (200, [])
+        eventually(lambda: sign in text() or process.poll() is not None, within=300, why=text())
+        assert process.poll() is None, text()
+        print(f"{command}: alive after {alive:.1f} s, serves after {time.monotonic() - start:.1f}")
+        yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(process.pid, signal.SIGINT)
         process.wait(20)
+
+
+DEV_FILES = (".requirements-run.txt", ".requirements-dev-run.txt")
+
+
+def first_command(folder: Path) -> None:
+    """In a fresh copy; then the other commands of the README beside it."""
+    for name in ("todo.py", "schema.sql", "openapi.yaml", *DEV_FILES):
+        shutil.copy(ROOT / name, folder)
+    with started(commands("todo.py dev").rstrip(), folder, "curl") as url:
+        said = run_as_written(commands("token alice"), folder)
+        header = {"Authorization": f"Bearer {said.strip()}"}
+        answer = get(f"{url}{path_of('alice')}", headers=header)
+        assert (answer.status_code, answer.json()) == (200, [])
+        secret = run_as_written("cat .todo-dev/better_auth_secret", folder)
+        assert get(f"{url}{path_of('bob')}", headers=bearer("bob", key=secret)).json() == []
+        *_, of_token, last = run_as_written(commands("token demo |"), folder).splitlines()
+        assert of_token == "ok    token: of user 'demo'"
+        assert last.startswith("ok    check: all is well")
     size = sum(each.stat().st_size for each in (folder / ".venv").rglob("*") if each.is_file())
     assert size < 200 * 2**20
-    print(f"alive after {alive:.1f} s, serves after {serving:.1f} s, {size / 2**20:.0f} MiB")
+    print(f"{size / 2**20:.0f} MiB")
 
 
-def commands_for_a_vm(copy: Path, database_url: str) -> None:
-    """From a fresh copy to a service that systemd would start."""
-    place = copy.parent
-    folder, values = place / "srv/todo", {"NEON_DB_URL": database_url}
-    copy.mkdir()
-    for name in ("todo.py", "schema.sql", "openapi.yaml", ".requirements-run.txt", ".env.example"):
-        shutil.copy(ROOT / name, copy)
-    values["BETTER_AUTH_SECRET"] = SECRET
-    editor = place / "editor"
-    with jwks() as auth:
-        values["BETTER_AUTH_URL"] = auth
-        edits = "".join(f"s|^{name}=.*|{name}={value}|;" for name, value in values.items())
+def without_installation(folder: Path, database_url: str) -> None:
+    """The lines of uv and pipx, each with what it downloads."""
+    passed_on = re.compile(r"(UV|PIP|SSL)_\w+|\w+_PROXY", re.IGNORECASE)
+    given = {name: value for name, value in os.environ.items() if passed_on.fullmatch(name)}
+    given |= {"USE_EMOJI": "0"}
+    [dev] = re.findall(r"`(uv run --with [^`]+)`", README)
+    [[uv, pipx]] = re.findall(r"`(uv run todo.py)` or `(pipx run ./todo.py)`", PAGE)
+    for name in ("todo.py", "schema.sql"):
+        shutil.copy(ROOT / name, folder)
+    with started(dev, folder, "curl", **given) as url:
+        assert get(f"{url}/readyz").json() == {"status": "ready"}
+    settings = {"NEON_DB_URL": database_url, "BETTER_AUTH_URL": AUTH_URL}
+    settings["BETTER_AUTH_SECRET"] = SECRET
+    lines = "".join(f"{name}={value}\n" for name, value in settings.items())
+    (folder / ".env").write_text(lines)
+    for command in (uv, pipx):
+        with started(command, folder, "listening on", **given) as url:
+            assert get(f"{url}/readyz", timeout=30).json() == {"status": "ready"}
+
+
+VM_FILES = ("todo.py", "schema.sql", "openapi.yaml", ".requirements-run.txt")
+OWNER = "postgresql://todo_owner:OWNER_PASSWORD@localhost/todo"
+
+
+@dataclass
+class VM:
+    """The places of the page, below a folder, and a server in place of its PostgreSQL."""
+
+    place: Path
+    postgres: OwnPostgres
+
+    def here(self, text: str) -> str:
+        """What the page says, with the places of this VM in it."""
+        for name in ("/srv/todo", "/etc/systemd/system", "/etc/caddy", "/etc/nginx/conf.d"):
+            (self.place / name[1:]).parent.mkdir(parents=True, exist_ok=True)
+            text = text.replace(name, f"{self.place}{name}")
+        return text.replace("@localhost/todo", f"@127.0.0.1:{self.postgres.port}/todo")
+
+    def run(self, text: str, folder: Path, **environment: str) -> str:
+        """What commands of the page say. What `systemctl` would do, the test does by itself."""
+        programs = self.place / "bin"
+        programs.mkdir(exist_ok=True)
+        (programs / "systemctl").write_text(f'#!/bin/sh\necho "$@" >> {self.place}/systemctl\n')
+        (programs / "systemctl").chmod(0o755)
+        path = f"{programs}:{OwnPostgres._bin()}:{os.environ['PATH']}"
+        given = {"PATH": path, "HOME": str(self.place), **environment}
+        return run_as_written(self.here(text), folder, **given)
+
+    def database(self, *, schema: bool = True) -> None:
+        """The roles and the database of the page, made as it says."""
+        for statement in commands("create role todo_owner", "sql").split(";"):
+            self.postgres.execute(statement)
+        if schema:
+            self.run(commands("--file schema.sql"), ROOT)
+
+    def edit(self, **values: str) -> str:
+        """An EDITOR that fills in `.env`."""
+        edits = "".join(f"s|^#*{name}=.*|{name}={value}|;" for name, value in values.items())
+        editor = self.place / "editor"
         editor.write_text(f"#!/bin/sh\nsed -i '{edits}' \"$1\"\n")
         editor.chmod(0o755)
-        block = commands("init-db").replace("/srv/todo", str(folder))
-        said = run_as_written(block, copy, EDITOR=str(editor), HOME=str(place))
-    findings = said.partition("the table is as schema.sql describes it\n")[2].splitlines()
-    assert len(findings) == 6
-    assert all(line.startswith("ok ") for line in findings), findings
-    systemd = Systemd(folder, free_port(), str(folder / ".venv/bin/python"))
-    try:
-        systemd.start()
-        answer = get(f"{systemd.url}/readyz", timeout=30)
-        assert answer.json() == {"status": "ready"}
-        assert get(f"{systemd.url}/docs").status_code == 200
-        assert systemd.stop() == 0
-    finally:
-        systemd.close()
-    assert oct((folder / ".env").stat().st_mode & 0o777) == "0o600"
+        return str(editor)
+
+    @property
+    def service_url(self) -> str:
+        [url] = re.findall(r"`(postgresql://todo:SERVICE_PASSWORD@localhost/todo)`", PAGE)
+        return self.here(url)
+
+
+def commands_for_a_vm(place: Path) -> None:
+    """From a PostgreSQL of one's own and a fresh copy to a service that systemd would start."""
+    copy = place / "copy"
+    (copy / ".deploy").mkdir(parents=True)
+    for name in (*VM_FILES, ".env.example", ".deploy/todo.service", ".deploy/todo.socket"):
+        shutil.copy(ROOT / name, copy / name)
+    with OwnPostgres() as postgres, jwks() as auth:
+        vm = VM(place, postgres)
+        (place / "etc/systemd/system").mkdir(parents=True)
+        vm.database()
+        editor = vm.edit(
+            NEON_DB_URL=vm.service_url,
+            BETTER_AUTH_SECRET=SECRET,
+            BETTER_AUTH_URL=auth,
+            ALLOWED_ORIGINS="https://app.example.com",
+        )
+        said = vm.run(commands("mkdir -p /srv/todo"), copy, EDITOR=editor)
+        done = said.partition("the service can work with the table tasks\n")[2].splitlines()
+        assert len(done) > 6, said
+        assert all(line.startswith("ok ") for line in done), done
+        assert done[-1] == "ok    check: all is well"
+        folder = place / "srv/todo"
+        assert oct((folder / ".env").stat().st_mode & 0o777) == "0o600"
+        units = sorted(path.name for path in (place / "etc/systemd/system").iterdir())
+        assert units == ["todo.service", "todo.socket"]
+        assert (folder / ".venv/bin/python").resolve().is_relative_to("/usr"), "not below /root"
+        systemd = Systemd(folder, free_port(), str(folder / ".venv/bin/python"))
+        try:
+            systemd.start()
+            answer = get(f"{systemd.url}/readyz", timeout=30)
+            assert answer.json() == {"status": "ready"}
+            assert get(f"{systemd.url}/docs").status_code == 200
+            checks = commands("curl -sS https").replace("https://api.example.com", systemd.url)
+            said = vm.run(checks, folder)
+            assert said.startswith('{"status":"ready"}')
+            assert said.splitlines()[-2:] == [
+                "ok    token: of user 'demo'",
+                "ok    check: all is well",
+            ]
+            assert systemd.stop() == 0
+        finally:
+            systemd.close()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -287,10 +400,11 @@ def installations(
 ) -> Iterator[AllAtOnce]:
     new = tmp_path_factory.mktemp
     with (
-        postgres.new_database() as url,
+        postgres.new_database(schema=True) as url,
         AllAtOnce(
             first_command=asyncio.to_thread(first_command, new("first")),
-            commands_for_a_vm=asyncio.to_thread(commands_for_a_vm, new("vm") / "copy", url),
+            commands_for_a_vm=asyncio.to_thread(commands_for_a_vm, new("vm")),
+            without_installation=asyncio.to_thread(without_installation, new("none"), url),
         ) as all_at_once,
     ):
         yield all_at_once
@@ -413,6 +527,13 @@ def test_the_log_names_the_client_that_a_trusted_proxy_names(
 
 # Upgrade
 
+
+@pytest.fixture
+def auth_with_keys() -> Iterator[str]:
+    with jwks() as url:
+        yield url
+
+
 WRK = """
 local headers = {["Authorization"] = "Bearer %s", ["Content-Type"] = "application/json"}
 local count, get, post = 0
@@ -452,25 +573,35 @@ def test_an_upgrade_and_the_way_back_fail_no_request(
     proxy: Callable[..., Any],
     vm: Callable[..., Systemd],
     database_url: str,
+    auth_with_keys: str,
     tmp_path: Path,
     user: str,
 ) -> None:
-    """The README's commands, while wrk reads and writes through the proxy."""
-    systemd = vm()
-    upgrade = commands("mkdir -p old").replace("/srv/todo", str(systemd.folder))
-    [back] = re.findall(r"To go back, in `/srv/todo`: `(.*?)`", README)
-    restart = "systemctl restart todo"
+    """The page's commands, while wrk reads and writes through the proxy."""
+    auth = auth_with_keys
+    systemd = vm(BETTER_AUTH_URL=auth)
+    units = tmp_path / "units"
+    units.mkdir()
+    upgrade, back = commands("mkdir -p old"), commands("cp -a old/. .")
     new = tmp_path / "new"
-    new.mkdir()
-    for name in ("openapi.yaml", ".requirements-run.txt"):
-        shutil.copy(ROOT / name, new)
+    (new / ".deploy").mkdir(parents=True)
+    for name in (*VM_FILES[1:], ".deploy/todo.service", ".deploy/todo.socket"):
+        shutil.copy(ROOT / name, new / name)
     (new / "todo.py").write_text(f"{(ROOT / 'todo.py').read_text()}\n# new\n")
-    pip = ".venv/bin/pip install -r .requirements-run.txt && "
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "systemctl").write_text("#!/bin/sh\n")  # what it would do stands below
+    (programs / "systemctl").chmod(0o755)
 
     def run(commands: str, folder: Path) -> None:
-        assert restart in commands
-        without = commands.replace(pip, "").replace(f"&& {restart}", "").replace(restart, "")
-        subprocess.run(["bash", "-euc", without], cwd=folder, check=True)
+        assert "systemctl restart todo" in commands
+        commands = commands.replace("/srv/todo", str(systemd.folder))
+        commands = commands.replace("/etc/systemd/system", str(units))
+        commands = commands.replace(".venv/bin/pip install -r .requirements-run.txt && ", "")
+        commands = commands.replace(".venv/bin/python", sys.executable)
+        path = f"{programs}:{os.environ['PATH']}"
+        done = run_as_written(commands, folder, PATH=path)
+        assert "all is well" in done or folder != new, done
         assert systemd.stop() == 0
         start()
 
@@ -499,43 +630,223 @@ def test_an_upgrade_and_the_way_back_fail_no_request(
     print(f"{requests} requests, {failed} failed in three restarts")
 
 
-# Backup
+# The database
+
+
+@pytest.fixture
+def own_vm(own_postgres: Callable[..., OwnPostgres], tmp_path: Path) -> VM:
+    """A VM with the page's roles and database, and the table in it."""
+    own = VM(tmp_path, own_postgres())
+    own.database()
+    return own
 
 
 def test_a_backup_is_restored(
-    own_postgres: Callable[..., OwnPostgres], tmp_path: Path, serve: Serve
+    own_vm: VM, own_postgres: Callable[..., OwnPostgres], serve: Serve
 ) -> None:
-    """With its rows, its rights, and new ids beyond the old ones."""
-    postgres = own_postgres()
-    url = postgres.create_database(schema=True)
-    postgres.execute("create role todo login", database_url=url)
-    grants = re.findall(r"^grant .*;$", README, re.MULTILINE)
-    postgres.execute(grants[0], database_url=url)
-    server = serve(database_url=url.replace("//postgres@", "//todo@"))
+    """In a new shell: into the same database, and into that of another owner on another server."""
+    url = own_vm.service_url
+    server = serve(database_url=url)
+    backup, restore = commands("pg_dump"), commands("pg_restore")
+
+    def rows(vm: VM) -> Any:
+        return vm.postgres.execute("select * from tasks order by id", database_url=vm.service_url)
+
     asyncio.run(Life(server.port).steps(40))
-    backup, restore = commands("pg_dump").splitlines()
-
-    def rows() -> Any:
-        return postgres.execute("select * from tasks order by id", database_url=url)
-
-    def run(command: str) -> None:
-        path = f"{OwnPostgres._bin()}:{os.environ['PATH']}"
-        environment = {"PATH": path, "NEON_DB_URL": url}
-        subprocess.run(["bash", "-euc", command], cwd=tmp_path, env=environment, check=True)
-
-    run(backup)
-    saved = rows()
+    own_vm.run(backup, own_vm.place)
+    saved = rows(own_vm)
     assert saved
     asyncio.run(Life(server.port).steps(40))
-    assert rows() != saved
-    run(restore)
-    assert rows() == saved
+    assert rows(own_vm) != saved
+    own_vm.run(restore, own_vm.place)
+    assert rows(own_vm) == saved
     asyncio.run(Life(server.port).steps(40))
+    other = VM(own_vm.place, own_postgres())
+    other.database(schema=False)
+    other.postgres.execute("alter role todo_owner rename to somebody")
+    other.postgres.execute("alter role somebody password 'OWNER_PASSWORD'")
+    other.run(restore.replace("todo_owner:", "somebody:"), own_vm.place)
+    assert rows(other) == saved
+    moved = serve(database_url=other.service_url)
+    asyncio.run(Life(moved.port).steps(40))  # with ids beyond the old ones
+
+
+def test_the_roles_of_the_service_cannot_do_more_than_serve(own_vm: VM) -> None:
+    for statement in ("drop table tasks", "create table more (id int)", "truncate tasks"):
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            own_vm.postgres.execute(statement, database_url=own_vm.service_url)
+
+
+def test_times_without_a_form_can_be_kept_out(own_vm: VM) -> None:
+    """Old rows stay and can still be changed in their title."""
+    owner, service = own_vm.here(OWNER), own_vm.service_url
+    insert = "insert into tasks (user_id, title, created_at) values ('demo', 'x', {})"
+    own_vm.postgres.execute(insert.format("'infinity'"), database_url=service)
+    own_vm.postgres.execute(commands("add constraint tasks_times", "sql"), database_url=owner)
+    own_vm.postgres.execute(insert.format("'0001-01-01 00:00:00Z'"), database_url=service)
+    for time_ in ("'infinity'", "'-infinity'", "'10000-01-01Z'", "'0044-03-15 BC'"):
+        with pytest.raises(psycopg.errors.CheckViolation):
+            own_vm.postgres.execute(insert.format(time_), database_url=service)
+
+
+SCHEMA_TS = """
+import { pgTable, text } from "drizzle-orm/pg-core";
+export const user = pgTable("user", { id: text("id").primaryKey() });
+"""
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["made there", "moved there"])
+def test_drizzle_leaves_a_schema_of_its_own_alone(
+    own_postgres: Callable[..., OwnPostgres], serve: Serve, tmp_path: Path, moved: bool
+) -> None:
+    """Without one, `drizzle-kit push` drops the table, or fails if it is to leave it."""
+    postgres = own_postgres()
+    url = postgres.create_database(schema=moved)
+    make, move = commands("create schema todo", "sql"), commands("set schema todo", "sql")
+    for statement in f"{make};{move if moved else ''}".split(";"):
+        if statement.strip():
+            postgres.execute(statement, database_url=url)
+    service = url.replace("//postgres@", "//todo:SERVICE_PASSWORD@")
+    made = serve(
+        database_url=service, args=("init-db",), files=("todo.py", "schema.sql"), wait=False
+    )
+    assert made.wait() == 0, made.stderr()
+    server = serve(database_url=service)
+    asyncio.run(Life(server.port).steps(20))
+
+    def push(url: str, **more: Any) -> str:
+        config = {"dialect": "postgresql", "schema": "./schema.ts", "dbCredentials": {"url": url}}
+        (tmp_path / "schema.ts").write_text(SCHEMA_TS)
+        text = f"export default {json.dumps(config | more)};"
+        (tmp_path / "drizzle.config.ts").write_text(text)
+        if not (tmp_path / "node_modules").exists():
+            (tmp_path / "node_modules").symlink_to(node_packages(AUTH_FOLDER))
+        command = ["node_modules/.bin/drizzle-kit", "push", "--force"]
+        environment = plain_environment(HOME=str(tmp_path))
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        return done.stdout + done.stderr
+
+    for _ in range(2):
+        said = push(url)
+        assert "Changes applied" in said or "No changes" in said, said
+    asyncio.run(Life(server.port).steps(20))
+    if not moved:  # what the page warns of
+        shared = postgres.create_database(schema=True)
+        assert "cannot drop sequence tasks_id_seq" in push(shared, tablesFilter=["!tasks"])
+        push(shared)
+        gone = "select to_regclass('tasks')"
+        assert postgres.execute(gone, database_url=shared) == [(None,)]
+
+
+@pytest.mark.parametrize("case", OLDER)
+def test_a_table_of_another_backend_is_taken_over(own_vm: VM, serve: Serve, case: str) -> None:
+    """By the page's commands alone, repeated until all is well."""
+    owner = own_vm.here(OWNER)
+    own_vm.postgres.execute("drop table tasks", database_url=owner)
+    own_vm.postgres.execute(OLDER[case], database_url=owner)
+    grant = "grant select, insert, update, delete on tasks to todo"
+    own_vm.postgres.execute(grant, database_url=owner)
+    folder = own_vm.place / "srv/todo"
+    (folder / ".venv/bin").mkdir(parents=True)
+    (folder / ".venv/bin/python").symlink_to(sys.executable)
+    shutil.copy(ROOT / "todo.py", folder)
+    with jwks() as auth:
+        settings = {"NEON_DB_URL": own_vm.service_url, "BETTER_AUTH_SECRET": SECRET}
+        settings["BETTER_AUTH_URL"] = auth
+        lines = "".join(f"{name}={value}\n" for name, value in settings.items())
+        (folder / ".env").write_text(lines)
+        take_over = commands("mend.sql")
+        for repetition in range(1, 5):
+            own_vm.run(take_over, folder)
+            if not (folder / "mend.sql").read_text():
+                break
+        print(f"{case}: {repetition} times")
+        said = own_vm.run(".venv/bin/python todo.py check || true", folder)
+    assert said.splitlines()[-1] == "ok    check: all is well", said
+    server = serve(database_url=own_vm.service_url)
+    [old] = get(f"{server.url}{path_of('demo')}", headers=bearer("demo")).json()
+    assert (old["title"], old["created_at"]) == ("Old", "2024-01-02T03:04:05.000000Z")
+    asyncio.run(Life(server.port).steps(40))
+
+
+# The log
+
+
+def test_the_sample_of_the_log_is_what_the_service_writes(
+    vm: Callable[..., Systemd], user: str
+) -> None:
+    """But for what differs each time."""
+    [sample] = re.findall(r"```\n(20.*?)```", PAGE, re.DOTALL)
+    systemd = vm()
+    systemd.start()
+    url = f"{systemd.url}{path_of('demo')}"
+    there = {"X-Forwarded-For": "203.0.113.9"}
+    for headers, body in (
+        (bearer("demo"), {"title": "Buy groceries"}),
+        (bearer("demo"), {"title": ""}),
+        (bearer("demo", exp=int(time.time()) - 61), None),
+    ):
+        method = "POST" if body else "GET"
+        httpx.request(method, url, headers=headers | there, json=body, timeout=30)
+
+    def shape(text: str) -> list[str]:
+        text = re.sub(r"^\S+Z", "TIME", text, flags=re.MULTILINE)
+        text = re.sub(r"[\d.]+ms", "MS", text)
+        text = re.sub(r"expired \d+ s", "expired SECONDS", text)
+        return re.sub(r"request=[0-9a-f]{16}", "ID", text).splitlines()
+
+    written = [line for line in shape(systemd.journal) if "/tasks" in line]
+    eventually(lambda: systemd.journal.count("/tasks") >= 3, within=5)
+    written = [line for line in shape(systemd.journal) if "/tasks" in line]
+    assert written == shape(sample)
+
+
+# The container
+
+
+def test_the_container_serves(own_vm: VM, tmp_path: Path) -> None:
+    """Where docker or podman can build and run one: the one test that may skip in the gate."""
+    build, run = commands("docker build").splitlines()
+    lines = {"NEON_DB_URL": own_vm.service_url, "BETTER_AUTH_SECRET": SECRET, "HOST": "127.0.0.1"}
+    port = free_port()
+    lines |= {"BETTER_AUTH_URL": AUTH_URL, "PORT": str(port)}
+    (tmp_path / "env").write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
+    name = f"todo-test-{port}"
+    run = run.replace("/srv/todo/.env", f"{tmp_path}/env").replace("--name todo", f"--name {name}")
+    run = run.replace("--publish 127.0.0.1:8000:8000", "--network host")  # to reach the database
+    reasons = []
+    for engine in ("docker", "podman"):
+        if not shutil.which(engine):
+            continue
+        for command in (build, run):
+            whole = command.replace("docker", engine, 1)
+            done = subprocess.run(
+                shlex.split(whole),
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=300,
+            )
+            if done.returncode:
+                reasons.append(f"{whole}: {done.stderr[-300:]}")
+                break
+        else:
+            try:
+                url = f"http://127.0.0.1:{port}/readyz"
+                eventually(lambda: listens(url), within=30)  # noqa: B023
+                assert get(url).json() == {"status": "ready"}
+            finally:
+                subprocess.run([engine, "rm", "--force", name], capture_output=True, check=False)
+            return
+    pytest.skip("; ".join(reasons) or "neither docker nor podman is installed")
 
 
 # How the installations ended
 
 
-@pytest.mark.parametrize("name", ["first_command", "commands_for_a_vm"])
+@pytest.mark.parametrize("name", ["first_command", "commands_for_a_vm", "without_installation"])
 def test_the_commands_run_as_written(installations: AllAtOnce, name: str) -> None:
     installations[name]
