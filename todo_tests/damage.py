@@ -22,7 +22,16 @@ from typing import Any, NamedTuple, Self
 import psutil
 import psycopg
 
-from todo_tests.support import ORIGIN, OwnPostgres, bearer, error, eventually, free_port, new_user
+from todo_tests.support import (
+    FATE_UNKNOWN,
+    ORIGIN,
+    OwnPostgres,
+    bearer,
+    error,
+    eventually,
+    free_port,
+    new_user,
+)
 
 PATIENCE = 60.0  # a caller that waits longer has met a time-out
 LOST = (ConnectionError, asyncio.IncompleteReadError)
@@ -30,6 +39,10 @@ LOST = (ConnectionError, asyncio.IncompleteReadError)
 
 DATABASE_UNAVAILABLE = error("DATABASE_UNAVAILABLE")
 DATABASE_TIMEOUT = error("DATABASE_TIMEOUT")
+# Of a change that was sent: it may have been stored.
+LOST_CHANGE = DATABASE_UNAVAILABLE | {"detail": FATE_UNKNOWN}
+LATE_CHANGE = DATABASE_TIMEOUT | {"detail": FATE_UNKNOWN}
+DATABASE_FAILURES = (DATABASE_UNAVAILABLE, DATABASE_TIMEOUT, LOST_CHANGE, LATE_CHANGE)
 NOT_READY = error("NOT_READY")
 BAD_REQUEST = error("BAD_REQUEST")
 HEADERS_TOO_LARGE = error("HEADERS_TOO_LARGE")

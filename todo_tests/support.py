@@ -565,6 +565,9 @@ ERRORS: Mapping[str, tuple[int, str]] = {
     ),
     "NOT_READY": (503, "The database cannot be reached. Please try again later."),
 }
+FATE_UNKNOWN = (
+    "The database did not answer. The change may have been stored: read before you write again."
+)
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 MEMBERS = ["id", "user_id", "title", "description", "completed", "created_at", "updated_at"]
 

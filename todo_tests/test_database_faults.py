@@ -27,8 +27,11 @@ from todo_tests import support
 from todo_tests.better_auth import api
 from todo_tests.damage import (
     ADMIN_SHUTDOWN,
+    DATABASE_FAILURES,
     DATABASE_TIMEOUT,
     DATABASE_UNAVAILABLE,
+    LATE_CHANGE,
+    LOST_CHANGE,
     NOT_READY,
     ON_EVERY_ANSWER,
     AllAtOnce,
@@ -299,7 +302,7 @@ async def test_failed_attempts_to_connect_cost_no_connection_and_no_time(
     try:
         async with asyncio.timeout(4):
             await together(ask(seed) for seed in range(20))
-        remembered = [*database.queue.unfinished(), *database.queue.by_owner]
+        remembered = [*database.queue.waiting, *database.queue.connections]
     finally:
         await database.close()
     assert codes == {"DATABASE_UNAVAILABLE": 1000}
@@ -316,7 +319,8 @@ async def test_what_waits_for_a_connection_waits_no_longer_than_what_has_one(
     with psycopg.connect(database_url) as lock:
         lock.execute(LOCKED_TABLE)
         start = time.monotonic()
-        asked = (database.run(todo.LIST, owner=new_user(), owner_json="") for _ in range(12))
+        every = todo.list_statement()
+        asked = (database.run(every, owner=new_user(), owner_json="") for _ in range(12))
         problems = await asyncio.gather(*asked, return_exceptions=True)
         took = time.monotonic() - start
     assert [getattr(problem, "code", problem) for problem in problems] == ["DATABASE_TIMEOUT"] * 12
@@ -333,9 +337,9 @@ async def test_what_nobody_uses_is_given_back(
     database = todo.Database(make_settings(db_pool_size=2))
     await database.open()
     for _ in range(20):
-        await database.run(todo.LIST, owner=new_user(), owner_json="")
-    assert len(database.queue.short_list_owners) <= 3
-    assert database.queue.by_owner == {}
+        await database.run(todo.list_statement(), owner=new_user(), owner_json="")
+    assert len(database.queue.short_lists) <= 3
+    assert not database.queue.connections
 
     async def idle() -> bool:
         stats = database.pool.get_stats()
@@ -353,7 +357,8 @@ async def test_it_closes_at_whatever_moment(make_settings: Callable[..., todo.Se
         database = todo.Database(make_settings(db_pool_size=4))
         await database.open()
         values = {"owner": new_user(), "owner_json": '""'}
-        asked = [asyncio.ensure_future(database.run(todo.LIST, **values)) for _ in range(4)]
+        every = todo.list_statement()
+        asked = [asyncio.ensure_future(database.run(every, **values)) for _ in range(4)]
         await asyncio.wait(asked[:1])
         await asyncio.sleep(chance.random() / 100)
         async with asyncio.timeout(5):
@@ -448,7 +453,7 @@ def test_three_kills_under_writes_lose_nothing_and_double_nothing(
     assert refused
     for answer in refused:
         is_error(answer, answer.body, within=3.0)
-        assert answer.body in (DATABASE_UNAVAILABLE, DATABASE_TIMEOUT)
+        assert answer.body in DATABASE_FAILURES
     acknowledged, stored = writers.acknowledged(), titles(postgres, url)
     assert [title for title in acknowledged if not stored[title]] == [], "lost"
     assert [title for title, count in stored.items() if count > 1] == [], "stored twice"
@@ -481,8 +486,10 @@ def test_a_locked_table_is_a_timeout_for_all_and_costs_no_connection(
                 answers = await together(
                     caller.ask(*request) for caller, request in zip(callers, requests, strict=True)
                 )
-                for answer in answers:
-                    is_error(answer, DATABASE_TIMEOUT, within=3.0)
+                for (method, *_), answer in zip(requests, answers, strict=True):
+                    is_error(answer, answer.body, within=3.0)
+                    sent = () if method == "GET" else (LATE_CHANGE,)
+                    assert answer.body in (DATABASE_TIMEOUT, *sent)
                 waits.append(max(answer.seconds for answer in answers))
 
                 async def cancelled(watcher: psycopg.Connection[Any] = watcher) -> bool:
@@ -507,6 +514,24 @@ def test_a_locked_table_is_a_timeout_for_all_and_costs_no_connection(
     print(f"40 callers, pool of 10, DB_TIMEOUT 2 s: all answered within {max(waits):.2f} s")
 
 
+async def test_only_a_change_that_was_sent_may_have_been_stored(
+    fresh_database: str, serve: Serve
+) -> None:
+    """Another one waits for the only connection until its time is over."""
+    settings = {"DB_TIMEOUT": "0.5", "DB_POOL_SIZE": "1"}
+    server = await asyncio.to_thread(serve, settings, database_url=fresh_database)
+    callers = [Caller(server.port) for _ in range(2)]
+    paths = [f"{(await caller.create())['id']}/complete" for caller in callers]
+    with psycopg.connect(fresh_database) as locker:
+        locker.execute(LOCKED_TABLE)
+        toggles = zip(callers, paths, strict=True)
+        answers = await together(caller.ask("PATCH", path) for caller, path in toggles)
+    bodies = [answer.body for answer in answers]
+    assert bodies in ([LATE_CHANGE, DATABASE_TIMEOUT], [DATABASE_TIMEOUT, LATE_CHANGE])
+    queued = callers[bodies.index(DATABASE_TIMEOUT)]
+    assert (await queued.ask("GET", "")).body[0]["completed"] is False
+
+
 @pytest.mark.slow
 def test_a_locked_row_holds_up_only_its_own_callers(
     own_postgres: NewPostgres, serve: Serve
@@ -527,7 +552,7 @@ def test_a_locked_row_holds_up_only_its_own_callers(
                     *(life.steps(20) for life in others),
                 ]
             )
-        is_error(hung, DATABASE_TIMEOUT, within=3.0)
+        is_error(hung, LATE_CHANGE, within=3.0)
         assert read.body == task
         assert max(life.slowest for life in others) < 1.0
         assert (await owner.ask("PATCH", f"{task['id']}/complete")).status == 200
@@ -660,7 +685,7 @@ async def test_a_write_that_lost_its_connection_is_never_repeated(
     kind: str, answered: bool, lose: Lose
 ) -> None:
     answer, sent, before, after = await lose(WRITES[kind], answered=answered)
-    is_error(answer, DATABASE_UNAVAILABLE, within=6.0)
+    is_error(answer, LOST_CHANGE, within=6.0)
     assert sent == 1
     done = {
         "create": [{"title": "Once"}, {"title": before["title"]}],
@@ -693,7 +718,7 @@ async def test_a_write_that_postgresql_refuses_because_it_shuts_down_is_sent_onc
 async def test_a_write_whose_row_came_before_the_shutdown_is_never_repeated(lose: Lose) -> None:
     """It may have been committed."""
     answer, sent, _, after = await lose(WRITES["create"], answered=True, last_word=ADMIN_SHUTDOWN)
-    is_error(answer, DATABASE_UNAVAILABLE, within=6.0)
+    is_error(answer, LOST_CHANGE, within=6.0)
     assert (sent, len(after)) == (1, 2)
 
 
@@ -1036,7 +1061,7 @@ def test_an_outage_is_answered_at_once_and_over_at_once(waits: AllAtOnce, second
     seen: Outage = waits["outages"][seconds]
     for answer in seen.refused:
         is_error(answer, answer.body, within=3.0)
-        assert answer.body in (DATABASE_UNAVAILABLE, DATABASE_TIMEOUT)
+        assert answer.body in DATABASE_FAILURES
     times = sorted(answer.seconds for answer in seen.refused)
     assert times[len(times) * 9 // 10] < 0.5, "not most at once"
     assert (seen.health.status, seen.health.body) == (200, {"status": "ok"})

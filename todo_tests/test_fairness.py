@@ -270,52 +270,86 @@ def one_connection(postgres: Database) -> Iterator[tuple[Server, str]]:
         yield serve({"DB_POOL_SIZE": "1"}), url
 
 
-async def test_all_kinds_take_turns_whatever_waits() -> None:
-    """In process. Reads and creates go by eights; fewer pause until those under way are back."""
-    queue = todo.QueryQueue(owner_limit=1)
-    user = {"owner_json": "", "task": 1, "new_title": "", "new_description": ""}
-    kinds = {todo.GET: 20, todo.CREATE: 10, todo.DELETE: 5}
-    for statement, count in kinds.items():
-        for _ in range(count):
-            queue.put(todo.Query(statement, user | {"owner": new_user()}, 0.0))
-    batches = [queue.next_batch() for _ in range(9)]
-    told = [(batch[0].statement, len(batch)) for batch in batches if batch]
-    round_ = [(todo.GET, 8), (todo.CREATE, 8), (todo.DELETE, 1)]
-    assert told == [*round_, (todo.GET, 8), *[(todo.DELETE, 1)] * 4]
-    for query in (*batches[0], *batches[1]):
-        queue.finish(query)
-    assert [len(queue.next_batch()) for _ in range(3)] == [4, 2, 0]
-    assert not any(queue.lanes)
+def queries_of(statement: todo.Statement, *owners: str) -> list[todo.Query]:
+    """A query each, as `Database.run` makes them."""
+    values = {"owner_json": "", "task": 1, "new_title": "", "new_description": ""}
+    return [todo.Query(statement, values | {"owner": owner}, 0.0) for owner in owners]
 
 
-async def test_nobody_waits_behind_own_queries_whose_clients_have_gone() -> None:
-    """In process: the next one that somebody waits for is ready at once."""
-    queue = todo.QueryQueue(owner_limit=2)
-    queries = [todo.Query(todo.PROBE, {"owner": "u"}, 0.0) for _ in range(100)]
+def kinds(batch: list[todo.Query]) -> str:
+    """What a batch holds, such as `3 READ`."""
+    return f"{len(batch)} {batch[0].statement.kind.name}" if batch else "nothing"
+
+
+async def test_reads_and_creates_go_by_eights_and_what_may_be_long_goes_alone() -> None:
+    queue = todo.QueryQueue(connections_max=1)
+    statements = {todo.GET: 20, todo.CREATE: 10, todo.DELETE: 2, todo.list_statement(): 1}
+    for statement, count in statements.items():
+        for query in queries_of(statement, *(new_user() for _ in range(count))):
+            queue.put(query)
+    batches = [kinds(queue.take()) for _ in range(9)]
+    reads, creates = ["8 READ", "8 READ", "4 READ"], ["8 CREATE", "2 CREATE"]
+    assert batches == [*reads, *creates, "1 CHANGE", "1 CHANGE", "1 LIST", "nothing"]
+
+
+async def test_owners_take_turns_whatever_each_of_them_waits_for() -> None:
+    """Whoever is passed over because the batch is of another kind keeps the turn."""
+    queue = todo.QueryQueue(connections_max=5)
+    for owner, statement in (("a", todo.GET), ("b", todo.DELETE), ("c", todo.GET)):
+        for query in queries_of(statement, *[owner] * 12):
+            queue.put(query)
+    told = ["".join(query.owner for query in queue.take()) for _ in range(4)]
+    assert told == ["acacacac", "b", "acacacac", "b"]
+
+
+async def test_one_owner_has_queries_on_no_more_than_so_many_connections() -> None:
+    queue = todo.QueryQueue(connections_max=2)
+    for query in queries_of(todo.GET, *["many"] * 20, "other"):
+        queue.put(query)
+    batches = [queue.take() for _ in range(3)]
+    assert [[query.owner for query in batch] for batch in batches] == [
+        ["many", "other", *["many"] * 6],
+        ["many"] * 8,
+        [],
+    ]
+    queue.finish(batches[0])
+    assert kinds(queue.take()) == "5 READ"
+    assert not queue.waiting
+
+
+async def test_nobody_waits_behind_queries_whose_clients_have_left() -> None:
+    queue = todo.QueryQueue(connections_max=2)
+    queries = queries_of(todo.DELETE, *["u"] * 10)
     for query in queries:
         queue.put(query)
-    for query in queries[2:90]:
+    for query in queries[:8]:
         query.rows.cancel()
-    queue.next_batch()
-    queue.finish(queries[0])
-    assert queue.next_batch() == [queries[90]]
-    assert list(queue.unfinished()) == [queries[1], *queries[90:]]
+    assert [queue.take() for _ in range(3)] == [[queries[8]], [queries[9]], []]
+    assert not queue.waiting
 
 
-async def test_a_list_goes_with_other_reads_while_the_last_one_was_short(
+async def test_a_list_goes_with_other_reads_while_that_same_list_was_short(
     monkeypatch: pytest.MonkeyPatch, make_settings: Callable[..., todo.Settings]
 ) -> None:
+    """A filtered list says nothing about the whole."""
     monkeypatch.setattr(todo, "SHORT_LIST", 2)
     database = todo.Database(make_settings())
     await database.open()
     user = {"owner": new_user(), "owner_json": '""'}
-    batched = []
+    every, done = todo.list_statement(), todo.list_statement(("completed",))
+
+    async def known_to_be_short() -> list[bool]:
+        await database.run(done, **user, completed=True)
+        short = database.queue.short_lists
+        return [(user["owner"], statement.name) in short for statement in (every, done)]
+
+    told = [await known_to_be_short()]
     for _ in range(4):
-        await database.run(todo.LIST, **user)
-        batched.append(user["owner"] in database.queue.short_list_owners)
+        await database.run(every, **user)
+        told.append(await known_to_be_short())
         await database.run(todo.CREATE, **user, new_title="x", new_description=None)
-    assert batched == [True, True, True, False]
     await database.close()
+    assert told == [[False, True], *[[True, True]] * 3, [False, True]]
 
 
 async def behind(
@@ -455,8 +489,8 @@ async def test_a_create_waits_no_longer_than_its_own_time(
     """One of a batch times out; its neighbour, which came later, has its answer."""
     database, url = in_process
     postgres.execute(SLOW_INSERTS.replace("0.02", "0.3"), database_url=url)
-    # The first sleeps until 0.3 s, the others, in one batch, until 0.9.
-    queries = [(seconds, todo.CREATE, {"new_title": "x"}) for seconds in (5.0, 0.5, 5.0)]
+    # The first sleeps until 0.3 s; the others, in one batch, would until 0.9.
+    queries = [(seconds, todo.CREATE, {"new_title": "x"}) for seconds in (5.0, 0.35, 5.0)]
     late = "DATABASE_TIMEOUT: no answer in time"
     assert await outcomes(database, queries) == ["done", late, "done"]
 
@@ -491,12 +525,12 @@ async def test_what_is_undone_with_its_batch_too_late_to_repeat_says_so(
 ) -> None:
     """A 500 in the log has a reason, also where PostgreSQL gave none to this one of a batch."""
     database, url = in_process
-    monkeypatch.setattr(todo, "DEADLINE_INTERVAL", 60.0)
+    monkeypatch.setattr(todo, "TICK", 60.0)
     postgres.execute(SLOW_INSERTS.replace("0.02", "0.3") + ";" + AT_ONCE, database_url=url)
     titles = ((5.0, "x"), (0.4, "x"), (5.0, "broken"))
     queries = [(seconds, todo.CREATE, {"new_title": title}) for seconds, title in titles]
     told = await outcomes(database, queries)
-    assert told == ["done", "DATABASE_TIMEOUT: InFailedSqlTransaction", "no"]
+    assert told == ["done", "DATABASE_TIMEOUT: undone with its batch", "no"]
 
 
 class LateEnds(Relay):
@@ -554,10 +588,10 @@ async def test_a_name_that_a_pooler_has_given_away_is_a_timeout_if_too_late_to_r
 ) -> None:
     """In the moment before the next look at deadlines, behind a query that took too long."""
     database, url = in_process
-    monkeypatch.setattr(todo, "DEADLINE_INTERVAL", 60.0)
+    monkeypatch.setattr(todo, "TICK", 60.0)
     name = todo.GET.name.decode()
     postgres.execute(TAKE_NAME.format(name=name), database_url=url)
-    take = todo.compile_statement(sa.text("select take_name(), pg_sleep(0.3)"))
+    take = todo.compile_statement(sa.text("select take_name(), pg_sleep(0.3)"), todo.Kind.READ)
     queries = [(5.0, take, {}), (0.1, todo.GET, {"task": 1})]
     taken = f'DATABASE_TIMEOUT: prepared statement "{name}" already exists'
     assert await outcomes(database, queries) == ["done", taken]

@@ -32,6 +32,7 @@ from todo_tests.damage import (
     Life,
     ended,
     jwks,
+    read_answer,
     soon,
     stored,
     together,
@@ -171,6 +172,52 @@ async def test_a_signal_finishes_what_is_in_flight(
     code, seconds = await ended(server.process, within=5.0)
     assert code == 0
     assert sorted(stored(url, "writer")) == sorted(answer.body["title"] for answer in answers)
+    clean(server)
+    print(f"WORKERS={workers}: exit {code}, {seconds:.2f} s after the last answer")
+
+
+# What has come of a POST when the signal comes; the rest comes half a second later.
+BEGUN: dict[str, Callable[[bytes], int]] = {
+    "nothing": lambda _: 0,
+    "one-byte": lambda _: 1,
+    "half-a-head": lambda request: request.index(b"Authorization") + 20,
+    "a-head": lambda request: request.index(b"\r\n\r\n") + 4,
+    "half-a-body": lambda request: len(request) - 10,
+}
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+async def test_a_request_that_arrives_during_a_shutdown_is_finished(
+    workers: str, serve: Serve, database_url: str
+) -> None:
+    """So it is if it comes on an idle connection within a second."""
+    server = await asyncio.to_thread(serve, {"WORKERS": workers})
+    callers = {case: Caller(server.port) for case in BEGUN}
+    await together(caller.ask("GET", "/healthz") for caller in callers.values())
+    asked = []
+    for case, caller in callers.items():
+        request = caller.request("POST", "", {"title": case})
+        cut = BEGUN[case](request)
+        reader, writer = await caller.connect()
+        writer.write(request[:cut])
+        asked.append((reader, writer, request[cut:]))
+    await asyncio.sleep(0.2)
+    server.process.send_signal(signal.SIGTERM)
+    # A supervisor notices the signal within half a second.
+    await soon(lambda: refused(server), within=3.0, why="still accepts connections")
+    await asyncio.sleep(0.5)
+    for _, writer, rest in asked:
+        writer.write(rest)
+    answers = await together(read_answer(reader) for reader, _, _ in asked)
+    assert [(answer.status, answer.headers["connection"]) for answer in answers] == [
+        (201, "close")
+    ] * len(BEGUN)
+    for _, writer, _ in asked:
+        writer.close()
+    code, seconds = await ended(server.process, within=5.0)
+    assert code == 0
+    for case, caller in callers.items():
+        assert stored(database_url, caller.user) == [case]
     clean(server)
     print(f"WORKERS={workers}: exit {code}, {seconds:.2f} s after the last answer")
 
@@ -595,7 +642,7 @@ def test_check_names_what_is_wrong(checks: Mapping[str, Future[Check]], case: st
 
 
 def test_check_names_every_faulty_variable(tmp_path: Path) -> None:
-    code, lines = check(tmp_path, {"PORT": "a-password", "BETTER_AUTH_URL": AUTH_URL})
+    code, lines = check(tmp_path, {"PORT": "http", "BETTER_AUTH_URL": AUTH_URL})
     assert code == 1
     for name in ("NEON_DB_URL", "BETTER_AUTH_SECRET", "PORT"):
         assert name in "\n".join(lines)
@@ -763,16 +810,6 @@ def test_a_second_ctrl_c_waits_for_no_silent_database(
         for process in stopped:
             process.resume()
     assert time.monotonic() - begun < 0.8
-    assert "Traceback" not in server.stderr()
-
-
-def test_ctrl_c_while_workers_start_leaves_no_traceback(serve: Serve) -> None:
-    server = serve({"WORKERS": "2"}, wait=False)
-    process = psutil.Process(server.process.pid)
-    eventually(lambda: len(process.children()) >= 3)  # one tracks what they share
-    time.sleep(0.2)  # they import
-    os.killpg(server.process.pid, signal.SIGINT)
-    assert server.process.wait(15) == 0
     assert "Traceback" not in server.stderr()
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from todo_tests.damage import (
     DATABASE_TIMEOUT,
-    DATABASE_UNAVAILABLE,
+    LOST_CHANGE,
     Bouncer,
     Caller,
     Life,
@@ -157,4 +157,4 @@ async def test_a_write_is_not_repeated_when_the_pooler_lost_the_database(
         answer = await caller.ask("POST", "", {"title": "Once"})
         tasks = (await caller.ask("GET", "")).body
         assert [task["title"] for task in tasks] == ["Once", "Before"]
-        assert (answer.status, answer.body) == (500, DATABASE_UNAVAILABLE)
+        assert (answer.status, answer.body) == (500, LOST_CHANGE)

@@ -71,7 +71,7 @@ class TaskRead(SQLModel):
 
 
 # database.py
-# As many connections as bench.py has: with SQLAlchemy's default of 15 this stack locks up at 100
+# More connections than bench.py has: with SQLAlchemy's default of 15 this stack locks up at 100
 # concurrent requests, because a request that holds a connection still needs one of FastAPI's 40
 # threads to write its answer, and all of them may be waiting for a connection.
 engine = create_engine(
