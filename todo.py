@@ -2417,7 +2417,7 @@ def say(text: str) -> None:
 def connected(settings: Settings, grace: float) -> Iterator[Client]:
     """Connection of a command, which hangs up on the database after so many seconds.
 
-    Raises psycopg.OperationalError if the database is away, StartupError if waiting is no cure.
+    Raises psycopg.OperationalError if it cannot be reached, StartupError if waiting does not help.
     """
 
     def hang_up() -> None:
@@ -2590,7 +2590,7 @@ def init_db(settings: Settings) -> None:
 def listen(settings: Settings) -> list[socket.socket]:
     """Listening sockets: those that systemd passes, else one of HOST and PORT.
 
-    See sd_listen_fds(3); LISTEN_PID is ignored, for it names `uv run`. Raises StartupError.
+    See sd_listen_fds(3); LISTEN_PID is ignored, because it names `uv run`. Raises StartupError.
     """
     passed = os.environ.get("LISTEN_FDS", "")
     host, port = settings.host, settings.port
@@ -2603,14 +2603,13 @@ def listen(settings: Settings) -> list[socket.socket]:
         return [socket.create_server(address, family=family, backlog=2048, dualstack_ipv6=both)]
     except (OSError, TypeError, UnicodeError) as exc:
         beside = port + (1 if port < PORT_MAX else -1)
-        hint = {
+        hints = {
             errno.EADDRINUSE: f"Another process has it. To take the one beside it: PORT={beside}",
             errno.EACCES: "Only root may take a port below 1024: PORT=8000",
             errno.EBADF: "LISTEN_FDS is set, but no such sockets are passed: unset LISTEN_FDS",
-        }.get(
-            getattr(exc, "errno", None) or 0,
-            "HOST must be an address of this machine: 127.0.0.1, or 0.0.0.0 for all that it has",
-        )
+        }
+        host_hint = "HOST must be an address of this machine: 127.0.0.1, or 0.0.0.0 for all of them"
+        hint = hints.get(getattr(exc, "errno", None) or 0, host_hint)
         raise StartupError(
             f"todo.py cannot start: it cannot listen on HOST {host}, "
             f"PORT {port} ({getattr(exc, 'strerror', None) or exc})\n{hint}"
@@ -2704,8 +2703,12 @@ def check_table(connection: Client, user: str | None) -> Iterator[Finding]:
     except StartupError as exc:
         yield FAIL, "trial", str(exc)
     except errors.UniqueViolation as exc:
-        line = f"select setval({sequence!r}, (select max(id) from tasks));"  # noqa: S608
-        yield FAIL, "trial", f"ids are ahead of what makes them ({_said(exc)}): {line}"
+        line = f"select setval('{sequence}', (select max(id) from tasks));"  # noqa: S608
+        yield (
+            FAIL,
+            "trial",
+            f"some ids are ahead of the sequence that makes them ({_said(exc)}): {line}",
+        )
     except psycopg.OperationalError:
         raise
     except psycopg.Error as exc:
@@ -2929,25 +2932,26 @@ def embedded_postgres(data: Path) -> Iterator[str]:
         shutil.rmtree(sockets, ignore_errors=True)
 
 
-@contextmanager
-def dev_folder() -> Iterator[Path]:
-    """Folder of `dev`, locked, with a secret in it. Raises StartupError and OSError."""
+def dev_folder(stack: ExitStack) -> Path:
+    """Folder of `dev` with a secret in it, locked until the stack unwinds.
+
+    Raises StartupError and OSError.
+    """
     folder = DEV.resolve()
     folder.mkdir(exist_ok=True)
-    with ExitStack() as stack:
-        lock = os.open(folder, os.O_RDONLY)
-        stack.callback(os.close, lock)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StartupError(
-                f"another `todo.py dev` runs in {folder.parent}: use that one, or stop it first"
-            ) from None
-        secret = folder / "better_auth_secret"
-        secret.touch(stat.S_IRUSR | stat.S_IWUSR)
-        if not secret.read_text():
-            secret.write_text(secrets.token_urlsafe(32))
-        yield folder
+    lock = os.open(folder, os.O_RDONLY)
+    stack.callback(os.close, lock)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StartupError(
+            f"another `todo.py dev` runs in {folder.parent}: use that one, or stop it first"
+        ) from None
+    secret = folder / "better_auth_secret"
+    secret.touch(stat.S_IRUSR | stat.S_IWUSR)
+    if not secret.read_text():
+        secret.write_text(secrets.token_urlsafe(32))
+    return folder
 
 
 WELCOME = """
@@ -2987,7 +2991,7 @@ def dev() -> None:
     given_url = os.environ.get("NEON_DB_URL")
     with ExitStack() as stack:
         try:
-            folder = stack.enter_context(dev_folder())
+            folder = dev_folder(stack)
             settings = dev_settings("postgresql://embedded")  # until that is started
             listeners = listen(settings)
             url = given_url or stack.enter_context(embedded_postgres(folder / "postgres"))

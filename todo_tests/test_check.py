@@ -178,7 +178,7 @@ def run(folder: Path, *arguments: str, said: str = "", **given: str) -> tuple[in
 
 @pytest.mark.slow
 def test_check_and_token_work_in_the_folder_of_dev(serve: Serve) -> None:
-    """`todo.py token demo | todo.py check`; without a Better Auth, for that is not needed."""
+    """`todo.py token demo | todo.py check`; a Better Auth is not needed."""
     server = serve(NO_SETTINGS, args=("dev",), files=("todo.py", "schema.sql"), wait=False)
     server.wait_until_it_serves()
     code, token, said = run(server.folder, "token", "demo")
