@@ -1155,8 +1155,18 @@ def create_app(settings: Settings) -> Starlette:
 ####################################################################################################
 # ===== THE MACHINERY ==============================================================================
 #
-# What carries the service: safe against hostile callers and lost connections, and fast. Nothing
+# What carries the service: fast, and safe against hostile callers and lost connections. Nothing
 # here knows what a task is.
+#
+# Names of libraries that are overridden here, or are not their documented interface. To check them
+# at an upgrade, run the whole test suite on the new version:
+#
+#   psycopg        AsyncConnection.connect; pgconn in pipeline mode outside of `pipeline()`
+#   psycopg_pool   `closed`, `max_size`; that a broken connection which comes back is replaced
+#   SQLAlchemy     `positiontup` of a compiled statement, the paramstyle numeric_dollar
+#   Starlette      `Router.redirect_slashes`; `matches` and `handle` of a route
+#   uvicorn        `Config.loaded_app`; `connections`, `tasks` and `default_headers` of ServerState;
+#                  that Server calls `shutdown` of each protocol; Multiprocess, see Workers
 ####################################################################################################
 
 
@@ -1864,8 +1874,6 @@ class KeySet:
 # `http=`, reads requests and writes answers. It promises to the app: a request comes whole, or its
 # `receive` raises the 413; what is no request comes as `scope["problem"]`; `raw_path` is ASCII; a
 # client that leaves sets `scope["client_left"]` before the task is cancelled.
-# Used of uvicorn, and to be looked at with an upgrade: `config.loaded_app`; `connections`, `tasks`
-# and `default_headers` (Date) of its ServerState; that it calls `shutdown` of each connection.
 
 HEAD_MAX = 64 * 1024  # bytes of request line and headers
 REQUEST_MAX = 1024 * 1024  # bytes of a whole request: chunk lines and trailers count
