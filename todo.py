@@ -61,7 +61,6 @@ if __name__ == "__main__":
 import argparse
 import asyncio
 import base64
-import codecs
 import ctypes
 import difflib
 import errno
@@ -145,7 +144,6 @@ log = logging.getLogger("todo")
 
 # === Table and statements =========================================================================
 # The table as schema.sql makes it, and every statement that the service runs.
-
 
 TITLE_MAX = 200
 DESCRIPTION_MAX = 1000
@@ -361,7 +359,6 @@ BAD_TASK_ID = f"Task id must be a whole number from 1 to {TASK_ID_MAX}"
 # === Errors =======================================================================================
 # One table from error code to status and sentence; nothing else picks the status of an error.
 
-
 _UNEXPECTED = "An unexpected error occurred. Please try again later."
 _BAD_TOKEN = "Invalid or expired authentication token."  # noqa: S105 a sentence
 ERRORS: dict[str, tuple[int, str]] = {
@@ -426,8 +423,7 @@ class Problem(Exception):
 
 
 # === Endpoints ====================================================================================
-# One function an operation, and the route of each path.
-
+# One function an operation, then what they share, then the route of each path.
 
 BODY_MAX = 64 * 1024  # bytes
 USER_ID = re.compile(rf"[^/\x00-\x1f\x7f-\x9f]{{1,{USER_ID_MAX}}}")
@@ -527,8 +523,8 @@ def filter_values(request: Request) -> dict[str, bool]:
 def parse_body(model: type[NewTask], body: bytes) -> dict[str, Any]:
     """Values of a body for a statement. Raises Problem with every fault at once."""
     try:
-        # Not model_validate_json, which takes NaN.
-        members = from_json(body.removeprefix(codecs.BOM_UTF8), allow_inf_nan=False)
+        # Not model_validate_json, which takes NaN. The codec skips a byte order mark in front.
+        members = from_json(body.decode("utf-8-sig"), allow_inf_nan=False)
         return model.model_validate(members).values()
     except ValidationError as exc:
         fields = {}
@@ -536,16 +532,11 @@ def parse_body(model: type[NewTask], body: bytes) -> dict[str, Any]:
             field = str(fault["loc"][0]) if fault["loc"] else "body"
             absent = field == "title" and fault["input"] is None  # null too
             fields[field] = MESSAGES[field]["missing" if absent else fault["type"]]
+    except UnicodeDecodeError:
+        fields = {"body": BAD_ENCODING}
     except ValueError:
-        fields = {"body": BAD_JSON if _is_utf8(body) else BAD_ENCODING}
+        fields = {"body": BAD_JSON}
     raise Problem("VALIDATION_ERROR", fields=fields)
-
-
-def _is_utf8(body: bytes) -> bool:
-    with suppress(UnicodeDecodeError):
-        body.decode()
-        return True
-    return False
 
 
 async def body_values(request: Request, model: type[NewTask]) -> dict[str, Any]:
@@ -774,7 +765,6 @@ def _user_of(claims: Mapping[str, Any]) -> str:
 # === Settings =====================================================================================
 # Environment variables, and StartupError.
 
-
 # What Better Auth falls back to when nobody sets a secret, and what `.env.example` says.
 KNOWN_SECRETS = {
     "better-auth-secret-12345678901234567890",
@@ -952,7 +942,6 @@ class Settings(TokenSettings):
 
 # === App ==========================================================================================
 # What every exchange gets, and create_app.
-
 
 METHODS = sorted({method for resource in ROUTES for method in resource.handlers})
 _TRACING = ("traceparent", "tracestate", "baggage", "sentry-trace")
@@ -1166,8 +1155,18 @@ def create_app(settings: Settings) -> Starlette:
 ####################################################################################################
 # ===== THE MACHINERY ==============================================================================
 #
-# What carries the service: safe against hostile callers and lost connections, and fast. Nothing
+# What carries the service: fast, and safe against hostile callers and lost connections. Nothing
 # here knows what a task is.
+#
+# Names of libraries that are overridden here, or are not their documented interface. To check them
+# at an upgrade, run the whole test suite on the new version:
+#
+#   psycopg        AsyncConnection.connect; pgconn in pipeline mode outside of `pipeline()`
+#   psycopg_pool   `closed`, `max_size`; that a broken connection which comes back is replaced
+#   SQLAlchemy     `positiontup` of a compiled statement, the paramstyle numeric_dollar
+#   Starlette      `Router.redirect_slashes`; `matches` and `handle` of a route
+#   uvicorn        `Config.loaded_app`; `connections`, `tasks` and `default_headers` of ServerState;
+#                  that Server calls `shutdown` of each protocol; Multiprocess, see Workers
 ####################################################################################################
 
 
@@ -1199,10 +1198,8 @@ TimedOut = errors.QueryCanceled
 BatchAborted = errors.InFailedSqlTransaction  # because of another query of the batch
 PlanOutdated = errors.FeatureNotSupported  # "cached plan must not change result type"
 
-UNDONE = (
-    *(errors.SerializationFailure, errors.DeadlockDetected),  # in favour of another transaction
-    *(errors.AdminShutdown, BatchAborted),
-)
+ROLLED_BACK = (errors.SerializationFailure, errors.DeadlockDetected)  # in favour of another
+UNDONE = (*ROLLED_BACK, errors.AdminShutdown, BatchAborted)
 NOT_PREPARED = (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement)
 DATABASE_PROBLEMS: dict[type[BaseException], str] = {
     ConnectionLost: "DATABASE_UNAVAILABLE",
@@ -1485,38 +1482,34 @@ class QueryQueue:
     def take(self) -> list[Query]:
         """Queries of the next batch, one an owner a turn; empty if there is none that may go."""
         batch: list[Query] = []
-        size = -1
-        while size < len(batch):
-            size = len(batch)
-            for owner in list(self.waiting):
-                if query := self._take_from(owner, batch):
-                    batch.append(query)
-                    if len(batch) == BATCH_MAX or not self._group(query):
-                        break
-            if len(batch) == BATCH_MAX or (batch and not self._group(batch[0])):
+        while query := self._next(batch):
+            batch.append(query)
+            if len(batch) == BATCH_MAX or not self._group(query):
                 break
         for owner in {query.owner for query in batch}:
             self.connections[owner] += 1
         return batch
 
-    def _take_from(self, owner: Any, batch: Sequence[Query]) -> Query | None:
-        """The owner's first query, if it may join the batch; else the owner's turn stays."""
-        queries = self.waiting[owner]
-        while queries and queries[0].rows.done():  # its client has left, or its deadline has passed
-            queries.popleft()
-        if not queries:
-            del self.waiting[owner]
-            return None
-        fits = not batch or self._group(queries[0]) == self._group(batch[0])
-        has_room = self.connections[owner] < self.connections_max
-        if not fits or not (has_room or owner in (query.owner for query in batch)):
-            return None
-        query = queries.popleft()
-        if queries:
-            self.waiting.move_to_end(owner)
-        else:
-            del self.waiting[owner]
-        return query
+    def _next(self, batch: Sequence[Query]) -> Query | None:
+        """First query that may join the batch. Its owner's next turn is the last, others wait."""
+        for owner in list(self.waiting):
+            queries = self.waiting[owner]
+            while queries and queries[0].rows.done():  # its client has left, or it is late
+                queries.popleft()
+            query = queries.popleft() if queries and self._fits(queries[0], batch) else None
+            if not queries:
+                del self.waiting[owner]
+            elif query:
+                self.waiting.move_to_end(owner)
+            if query:
+                return query
+        return None
+
+    def _fits(self, query: Query, batch: Sequence[Query]) -> bool:
+        if batch and self._group(query) != self._group(batch[0]):
+            return False
+        has_room = self.connections[query.owner] < self.connections_max
+        return has_room or any(query.owner == other.owner for other in batch)
 
     def _group(self, query: Query) -> str:
         """What shares a batch with the query: reads, creates, or nothing (an empty text)."""
@@ -1881,9 +1874,6 @@ class KeySet:
 # `http=`, reads requests and writes answers. It promises to the app: a request comes whole, or its
 # `receive` raises the 413; what is no request comes as `scope["problem"]`; `raw_path` is ASCII; a
 # client that leaves sets `scope["client_left"]` before the task is cancelled.
-# Used of uvicorn, and to be looked at with an upgrade: `config.loaded_app`; `connections`, `tasks`
-# and `default_headers` (Date) of its ServerState; that it calls `shutdown` of each connection.
-
 
 HEAD_MAX = 64 * 1024  # bytes of request line and headers
 REQUEST_MAX = 1024 * 1024  # bytes of a whole request: chunk lines and trailers count
@@ -2243,9 +2233,6 @@ class HTTPProtocol(asyncio.Protocol):
         if not exchange.keep_alive:
             fields.append((b"connection", b"close"))
         head = b"\r\n".join([STATUS_LINES[status], *map(b": ".join, fields), b"", b""])
-        lines = len(fields) + 2
-        if (head.count(b"\r"), head.count(b"\n")) != (lines, lines):
-            raise ValueError("a header of the answer holds a line end")
         self.transport.write(head if exchange.scope["method"] == "HEAD" else head + body)
 
 
@@ -2262,7 +2249,6 @@ class Workers(Multiprocess):
 
 # === Log writer ===================================================================================
 # Lines of the log, written by a thread.
-
 
 LOG_DELAY = 0.02  # seconds for which lines are gathered before they are written
 LOG_MAX = 2_000  # lines that wait for a slow reader
@@ -2357,7 +2343,6 @@ def configure_logging(level: str) -> LogHandler:
 
 # === Commands =====================================================================================
 # serve, dev, init-db, check, token.
-
 
 CONNECT_GRACE = 10.0  # seconds that a command waits for a database that cannot be reached
 ANSWER_GRACE = 12.0  # seconds until a command hangs up on a silent database; past LOCK_LIMIT
@@ -2704,11 +2689,7 @@ def check_table(connection: Client, user: str | None) -> Iterator[Finding]:
         yield FAIL, "trial", str(exc)
     except errors.UniqueViolation as exc:
         line = f"select setval('{sequence}', (select max(id) from tasks));"  # noqa: S608
-        yield (
-            FAIL,
-            "trial",
-            f"some ids are ahead of the sequence that makes them ({_said(exc)}): {line}",
-        )
+        yield FAIL, "trial", f"ids are ahead of their sequence ({_said(exc)}): {line}"
     except psycopg.OperationalError:
         raise
     except psycopg.Error as exc:
@@ -2750,16 +2731,14 @@ def check_keys(settings: Settings, url: str) -> Iterator[Finding]:
         keys, unusable = asyncio.run(fetch_jwks(url))
     except JWKSError as exc:
         base = settings.better_auth_url.rstrip("/")
-        hint = (
-            "is BETTER_AUTH_URL right, and reachable from here? Better Auth has its keys at "
-            f"{origin_of(base)}/api/auth/jwks, or at {base}/jwks if that URL has a path; "
-            "JWKS_URL names any other place"
-        )
-        yield fault, "JWKS", f"{place}: {exc}; {hint}"
+        where = f"{origin_of(base)}/api/auth/jwks, or {base}/jwks if that URL has a path"
+        advice = f"BETTER_AUTH_URL must be reachable from here; its keys are at {where}"
+        yield fault, "JWKS", f"{place}: {exc}. {advice}. JWKS_URL names another place."
         return
     algorithms = ", ".join(sorted({algorithm for _, algorithm in keys}))
     yield OK if keys else fault, "JWKS", f"{len(keys)} usable keys {algorithms} at {place}"
-    yield from ((NOTE, "JWKS", f"not used: {reason}") for reason in unusable)
+    for reason in unusable:
+        yield NOTE, "JWKS", f"{reason}; needed are a kid and an alg of {', '.join(ASYMMETRIC)}"
 
 
 def variables_in(file: Path) -> set[str]:

@@ -255,7 +255,10 @@ def test_messages_are_those_of_the_code() -> None:
     fields = body["field_errors"]["properties"]
     contract = {message for schema in fields.values() for message in schema["items"]["examples"]}
     code = {message for messages in todo.MESSAGES.values() for message in messages.values()}
-    assert contract == code | {todo.BAD_JSON, todo.BAD_USER_ID, todo.BAD_TASK_ID}
+    assert contract == code | {
+        *(todo.BAD_JSON, todo.BAD_ENCODING),
+        *(todo.BAD_USER_ID, todo.BAD_TASK_ID),
+    }
     assert todo.MESSAGES.keys() | {"user_id", "id"} == fields.keys()
 
 
