@@ -728,7 +728,7 @@ def _untimely(token: bytes, exc: jwt.InvalidTokenError) -> Problem:
     """Problem of a token whose signature is right; the log says by how many seconds it is off."""
     claims = jwt.decode(token, options={"verify_signature": False})
     if isinstance(exc, jwt.ExpiredSignatureError):
-        return Problem("TOKEN_EXPIRED", f"expired {time.time() - int(claims['exp']):.0f} s ago")
+        return Problem("TOKEN_EXPIRED", f"expired {int(time.time()) - int(claims['exp'])} s ago")
     reason = str(exc)
     with suppress(KeyError, TypeError, ValueError, OverflowError):
         early = int(claims["iat" if "iat" in reason else "nbf"]) - time.time()
