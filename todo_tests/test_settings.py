@@ -73,9 +73,35 @@ REFUSED: dict[str, Variables] = {
         "NEON_DB_URL": f"{URL}?no_such_option=1",
         "ALLOWED_ORIGINS": "example.com",
     },
-    "BETTER_AUTH_SECRET of 31 bytes; an origin of ftp": {
+    "BETTER_AUTH_SECRET of 31 bytes; an origin of a file": {
         "BETTER_AUTH_SECRET": "s3cret-s3cret-s3cret-s3cret-s3c",
-        "ALLOWED_ORIGINS": "ftp://example.com",
+        "ALLOWED_ORIGINS": "file://example.com",
+    },
+    "BETTER_AUTH_SECRET in quotes; an origin in quotes": {
+        "BETTER_AUTH_SECRET": f'"{SECRET}"',
+        "ALLOWED_ORIGINS": '"http://localhost:3000"',
+    },
+    "BETTER_AUTH_SECRET with a line end; an app's origin with a path": {
+        "BETTER_AUTH_SECRET": f"{SECRET}\n",
+        "ALLOWED_ORIGINS": "capacitor://localhost/app",
+    },
+    "BETTER_AUTH_SECRET with a space before; an app's wildcard origin": {
+        "BETTER_AUTH_SECRET": f" {SECRET}",
+        "ALLOWED_ORIGINS": "tauri://*",
+    },
+    "NEON_DB_URL in quotes; BETTER_AUTH_URL in quotes; JWKS_URL in quotes": {
+        "NEON_DB_URL": f"'{URL}'",
+        "BETTER_AUTH_URL": "'http://localhost:3000'",
+        "JWKS_URL": '"http://localhost:3000/jwks"',
+    },
+    "NEON_DB_URL with a line end; BETTER_AUTH_URL with one; JWKS_URL with a space": {
+        "NEON_DB_URL": f"{URL}\r",
+        "BETTER_AUTH_URL": "http://localhost:3000\n",
+        "JWKS_URL": "http://localhost:3000/jwks ",
+    },
+    "JWT_ISSUER with an empty item; JWT_AUDIENCE of empty ones": {
+        "JWT_ISSUER": "https://a.example,,https://b.example",
+        "JWT_AUDIENCE": " , ",
     },
     "BETTER_AUTH_SECRET Better Auth's default; the null origin": {
         "BETTER_AUTH_SECRET": "better-auth-secret-12345678901234567890",
@@ -194,6 +220,11 @@ ACCEPTED: dict[str, dict[str, object]] = {
     "the highest port": {"port": 65535},
     "a fractional time-out": {"db_timeout": 0.25},
     "every log level": {"log_level": "DEBUG"},
+    "a log level in lower case": {"log_level": "warning"},
+    "a secret with a quote at one end": {"better_auth_secret": f"'{SECRET}"},
+    "a secret with different quotes": {"better_auth_secret": f"'{SECRET}\""},
+    "a secret with white space inside": {"better_auth_secret": f"{SECRET} {SECRET}"},
+    "issuers and audiences": {"jwt_issuer": "https://a, https://b", "jwt_audience": "a b,c"},
 }
 
 
@@ -209,7 +240,8 @@ _PARAMETER = "a parameter that PostgreSQL does not know"
 _PSQL = "what stands between the quotes of a psql command"
 MISTAKES = {
     "a psql command": (f"psql '{URL}'", _PSQL),
-    "its quotes": (f"'{URL}'", _PSQL),
+    "its quotes": (f"'{URL}'", "quotes around it"),
+    "a line end": (f"{URL}\n", "white space or a line end"),
     "a bare @": (URL.replace("hunter2", "hunter@2"), _PASSWORD),
     "a bare /": (URL.replace("hunter2", "hunter/2"), _PASSWORD),
     "a bare / behind digits": (URL.replace("hunter2-is-the-", "1/hunter2-is-the-"), _PASSWORD),
@@ -256,8 +288,9 @@ def test_a_bad_url_is_told_in_our_words(
     with pytest.raises(todo.StartupError) as refused:
         todo.Settings.load(env_file=None)
     assert str(refused.value).split("\n")[1:3] == [
-        f"  {name.upper()} is not valid: it must be {todo.Settings.model_fields[name].description}"
-        for name in ("better_auth_url", "allowed_origins")
+        f"  {name.upper()} is not valid{shown}: it must be "
+        f"{todo.Settings.model_fields[name].description}"
+        for name, shown in (("better_auth_url", ""), ("allowed_origins", f" ({url!r})"))
     ]
 
 
@@ -331,6 +364,9 @@ def test_the_jwks_url_is_taken_to_the_letter(make_settings: "Callable[..., todo.
 
 
 ORIGINS = {
+    "capacitor://localhost": "capacitor://localhost",
+    "Tauri://LocalHost": "tauri://localhost",
+    "ionic://localhost:8080": "ionic://localhost:8080",
     "http://münchen.example": "http://xn--mnchen-3ya.example",
     "http://MÜNCHEN.example:81": "http://xn--mnchen-3ya.example:81",
     "https://例え.テスト": "https://xn--r8jz45g.xn--zckzah",
