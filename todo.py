@@ -147,6 +147,10 @@ DESCRIPTION_MAX = 1000
 USER_ID_MAX = 255
 TASK_ID_MAX = 2**63 - 1
 
+# What RFC 3339 can say, so infinity and years BC are outside.
+TIME_MIN = "timestamptz '0001-01-01 00:00:00+00'"
+TIME_MAX = "timestamptz '9999-12-31 23:59:59.999999+00'"
+
 _current = sa.func.current_timestamp()
 tasks = sa.Table(
     "tasks",
@@ -162,6 +166,12 @@ tasks = sa.Table(
     sa.CheckConstraint("title <> ''", name="tasks_title_not_empty"),
     sa.CheckConstraint(
         f"char_length(description) <= {DESCRIPTION_MAX}", name="tasks_description_length"
+    ),
+    sa.CheckConstraint(
+        f"created_at between {TIME_MIN} and {TIME_MAX}", name="tasks_created_at_range"
+    ),
+    sa.CheckConstraint(
+        f"updated_at between {TIME_MIN} and {TIME_MAX}", name="tasks_updated_at_range"
     ),
 )
 sa.Index("tasks_user_id_idx", tasks.c.user_id)
@@ -202,9 +212,12 @@ def compile_statement(query: sa.ClauseElement, kind: Kind) -> Statement:
 
 
 def _time_json(column: sa.Column[Any]) -> Any:
-    """JSON of a time: RFC 3339 in UTC, within its years 1 to 9999 (infinity has no form there)."""
-    first: Any = sa.literal_column("timestamptz '0001-01-01 00:00:00+00'")
-    last: Any = sa.literal_column("timestamptz '9999-12-31 23:59:59.999999+00'")
+    """JSON of a time: RFC 3339 in UTC, within its years 1 to 9999.
+
+    An older table has no check, and a time without a form would make the whole list invalid JSON.
+    """
+    first: Any = sa.literal_column(TIME_MIN)
+    last: Any = sa.literal_column(TIME_MAX)
     kept = sa.func.least(sa.func.greatest(column, first), last)
     in_utc = sa.func.timezone(sa.literal_column("'UTC'"), kept)
     # E, or the meaning of a backslash would depend on standard_conforming_strings.
