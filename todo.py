@@ -1114,9 +1114,9 @@ class AuthenticationMiddleware:
         await self.app(scope, receive, send)
 
 
-def not_found(request: Request, exc: Exception) -> Response:  # noqa: ARG001 Starlette's signature
-    """Answer to a path without a route."""
-    return Problem("NOT_FOUND").response
+async def not_found(request: Request, exc: Exception) -> Response:  # noqa: ARG001 Starlette's
+    """Raise Problem for a path without a route. If it were not async, a thread would run it."""
+    raise Problem("NOT_FOUND") from None
 
 
 def end_with_parent(sentinel: int) -> None:
