@@ -3,6 +3,7 @@
 import json
 import re
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -795,6 +796,40 @@ def test_the_whole_exception_of_an_unexpected_failure_is_logged(
     assert SECRET not in failed[1]
 
 
+UNUSABLE = {
+    "no table": ("alter table tasks rename to gone", 'relation "tasks" does not exist'),
+    "no column": ("alter table tasks drop column title", "column tasks.title does not exist"),
+    "no privilege": ("revoke all on tasks from {role}", "permission denied for table tasks"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("change", "reason"), UNUSABLE.values(), ids=UNUSABLE)
+def test_readiness_tells_a_table_that_cannot_be_used_from_a_database_that_is_away(
+    postgres: Database, fresh_database: str, serve: Serve, user: str, change: str, reason: str
+) -> None:
+    """The reason is in the log alone."""
+    role = f"role_{user.replace('-', '_')}"
+    postgres.execute(
+        f"create role {role} login; grant all on tasks to {role}", database_url=fresh_database
+    )
+    try:
+        server = serve(database_url=re.sub("//[^@]*@", f"//{role}@", fresh_database))
+        postgres.execute(change.format(role=role), database_url=fresh_database)
+        response = get(f"{server.url}/readyz", headers={"X-Request-ID": "unusable"})
+        detail = "The database answers, but its table cannot be used. Please try again later."
+        assert (response.status_code, response.json()) == (
+            503,
+            {"detail": detail, "error_code": "NOT_READY"},
+        )
+        [line] = server.log_lines(" request=unusable ")
+        assert line.endswith(f" error=NOT_READY: {reason}")
+        assert " ERROR GET /readyz 503 " in line
+        server.stop()
+    finally:
+        postgres.execute(f"drop owned by {role}; drop role {role}", database_url=fresh_database)
+
+
 # Logs
 
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (DEBUG|INFO|WARNING|ERROR)"
@@ -834,6 +869,78 @@ def test_the_reason_of_every_refused_token_is_logged(http: httpx.Client, server:
         assert reason, name
         reasons.add(reason)
     assert len(reasons) == len(REFUSED)
+
+
+SECRET_TITLE = "private-title"
+# Method, path below the tasks, request; what the line of the log ends with.
+CLIENT_ERRORS: dict[str, tuple[str, object, dict[str, Any], str]] = {
+    "401": (
+        "GET",
+        "",
+        {"headers": {"Authorization": ""}},
+        "AUTHENTICATION_REQUIRED: no bearer token",
+    ),
+    "403": ("GET", "", {"of": "somebody-else"}, "FORBIDDEN"),
+    "404 route": ("GET", "1/2/3", {}, "NOT_FOUND"),
+    "404 task": ("DELETE", 2**62, {}, "TASK_NOT_FOUND"),
+    "405": ("PATCH", "", {}, "METHOD_NOT_ALLOWED"),
+    "415": ("POST", "", {"content": SECRET_TITLE}, "UNSUPPORTED_MEDIA_TYPE"),
+    "422 title": ("POST", "", {"json": {"title": [SECRET_TITLE]}}, "VALIDATION_ERROR: title"),
+    "422 all": (
+        "PUT",
+        1,
+        {"json": {"title": " ", "description": 1, "completed": SECRET_TITLE}},
+        "VALIDATION_ERROR: title, description, completed",
+    ),
+    "422 body": (
+        "POST",
+        "",
+        {"content": SECRET_TITLE, "headers": {"Content-Type": "application/json"}},
+        "VALIDATION_ERROR: body",
+    ),
+    "422 id": ("GET", "x", {}, "VALIDATION_ERROR: id"),
+    "422 user": ("GET", 1, {"of": "\0"}, "VALIDATION_ERROR: user_id"),
+    "422 path": ("GET", "x", {"of": "\0"}, "VALIDATION_ERROR: user_id, id"),
+    "422 query": (
+        "GET",
+        "",
+        {"params": {"completed": SECRET_TITLE}},
+        "VALIDATION_ERROR: completed",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "rest", "request_", "end"), CLIENT_ERRORS.values(), ids=CLIENT_ERRORS
+)
+def test_the_line_of_a_clients_error_ends_with_its_code_and_fields(
+    http: httpx.Client,
+    server: Server,
+    user: str,
+    method: str,
+    rest: object,
+    request_: dict[str, Any],
+    end: str,
+) -> None:
+    """Design 4, logs: the answer's X-Request-ID leads to it. Never a value of the body or query."""
+    request_ = {**request_, "headers": {**bearer(user), **request_.get("headers", {})}}
+    path = path_of(request_.pop("of", user), rest)
+    response = http.request(method, path, **request_)
+    assert 400 <= response.status_code < 500
+    [line] = server.log_lines(f" request={response.headers['x-request-id']} ")
+    assert REQUEST_LINE.fullmatch(line)
+    assert line.endswith(f" client=127.0.0.1 error={end}")
+    level = "WARNING" if response.status_code == 401 else "INFO"
+    assert f" {level} {method} " in line
+    assert SECRET_TITLE not in line
+
+
+def test_the_line_of_a_success_ends_with_the_client(
+    http: httpx.Client, server: Server, user: str
+) -> None:
+    response = http.get(path_of(user), headers=bearer(user))
+    [line] = server.log_lines(f" request={response.headers['x-request-id']} ")
+    assert line.endswith(" client=127.0.0.1")
 
 
 FORGED = "x\r\n2026-01-01T00:00:00.000Z INFO forged\x1b[31m\u2028\x85\v\f\x1c"
@@ -997,3 +1104,10 @@ async def test_a_time_out_of_the_servers_own_is_a_time_out(
         response = get(server.url + path_of(user), headers=bearer(user))
     assert_error(response, "DATABASE_TIMEOUT")
     assert get(server.url + path_of(user), headers=bearer(user)).json() == []
+
+
+async def test_no_answer_takes_a_thread(account: Account) -> None:
+    """Starlette runs in one of 40 what is not async, and all others wait for those."""
+    for path in ("/nowhere", "/healthz", "/docs", path_of(account.user), "/api/nowhere"):
+        await account.client.get(path, headers=bearer(account.user))
+    assert [thread.name for thread in threading.enumerate() if "AnyIO" in thread.name] == []

@@ -294,6 +294,77 @@ def test_a_bad_url_is_told_in_our_words(
     ]
 
 
+SHOWN: dict[str, tuple[str, str, str]] = {
+    # Variable, value, what its line says of it.
+    "port": ("PORT", "http", "('http')"),
+    "pool": ("DB_POOL_SIZE", "many", "('many')"),
+    "time-out": ("DB_TIMEOUT", "5 seconds", "('5 seconds')"),
+    "level": ("LOG_LEVEL", "LOUD", "('LOUD')"),
+    "origin": ("ALLOWED_ORIGINS", "http://a.example,example.com", "('example.com')"),
+    "origin in quotes": ("ALLOWED_ORIGINS", "'http://a.example'", "'http://a.example'"),
+    "null origin": ("ALLOWED_ORIGINS", "null", "('null'): it must be origins"),
+    "origin of a file": ("ALLOWED_ORIGINS", "file://x", "('file://x'): it must be origins"),
+    "every origin": ("ALLOWED_ORIGINS", "*", "('*'): it must be origins"),
+    "origin with a slash": (
+        "ALLOWED_ORIGINS",
+        "http://a.example,https://b.example/",
+        "'https://b.example/' has a slash at its end",
+    ),
+    "app's origin with a slash": (
+        "ALLOWED_ORIGINS",
+        "capacitor://localhost/",
+        "'capacitor://localhost/' has a slash at its end",
+    ),
+    "empty issuer": ("JWT_ISSUER", "https://a.example,", "('')"),
+    "hostile": ("ALLOWED_ORIGINS", "a\n  forged\u2028\x1b[31m", r"a\n  forged\u2028\x1b[31m"),
+    "long": ("LOG_LEVEL", "X" * 5000, "('XXXX"),
+    "secret": ("BETTER_AUTH_SECRET", "s3cret-too-short", "is not valid: it must be Better Auth's"),
+    "secret in quotes": ("BETTER_AUTH_SECRET", f'"{SECRET}"', "is not valid: it has quotes"),
+    "secret with a line end": (
+        "BETTER_AUTH_SECRET",
+        f"{SECRET}\n",
+        "is not valid: it has white space or a line end at one of its ends",
+    ),
+    "database in quotes": ("NEON_DB_URL", f'"{URL}"', "is not valid: it has quotes around it"),
+    "Better Auth in quotes": (
+        "BETTER_AUTH_URL",
+        "'http://hunter2.example'",
+        "is not valid: it has quotes around it",
+    ),
+    "Better Auth with a user": ("BETTER_AUTH_URL", "http://u:hunter2@x.example", "is not valid: "),
+    "JWKS with a line end": (
+        "JWKS_URL",
+        "http://x.example/?key=hunter2\r\n",
+        "is not valid: it has white space or a line end",
+    ),
+}
+HIDDEN = ("s3cret", SECRET[:10], "hunter2")
+
+
+@pytest.mark.parametrize(("name", "value", "words"), SHOWN.values(), ids=SHOWN)
+def test_a_refused_value_is_quoted_where_it_is_no_secret(
+    no_settings_from_outside: None,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: str,
+    words: str,
+) -> None:
+    """In one line, whatever is in it."""
+    import todo
+
+    good = {"NEON_DB_URL": URL, "BETTER_AUTH_SECRET": SECRET, "BETTER_AUTH_URL": AUTH_URL}
+    for variable, given in {**good, name: value}.items():
+        monkeypatch.setenv(variable, given)
+    with pytest.raises(todo.StartupError) as refused:
+        todo.Settings.load(env_file=None)
+    _, line, _ = str(refused.value).split("\n")
+    assert line.startswith(f"  {name} is not valid")
+    assert words in line
+    assert line.isprintable()
+    assert len(line) < 300
+    assert [hidden for hidden in HIDDEN if hidden in str(refused.value)] == []
+
+
 def test_settings_show_no_secret(make_settings: "Callable[..., todo.Settings]") -> None:
     settings = make_settings(neon_db_url=URL)
     for text in (repr(settings), str(settings), f"{settings.model_dump()}"):
@@ -361,6 +432,28 @@ def test_the_jwks_url_is_taken_to_the_letter(make_settings: "Callable[..., todo.
     assert todo.TokenVerifier(make_settings(jwks_url=url)).keys.url == url
     base = todo.TokenVerifier(make_settings(better_auth_url="http://auth.example/"))
     assert base.keys.url == "http://auth.example/api/auth/jwks"
+
+
+@pytest.mark.parametrize("level", ["debug", "Info", "wArNiNg", "ERROR"])
+def test_a_log_level_may_be_in_any_case(
+    make_settings: "Callable[..., todo.Settings]", level: str
+) -> None:
+    assert make_settings(log_level=level).log_level == level.upper()
+
+
+LISTS = {
+    "https://a.example": ("https://a.example",),
+    "https://a.example,https://b.example": ("https://a.example", "https://b.example"),
+    " one , two words ,three ": ("one", "two words", "three"),
+}
+
+
+@pytest.mark.parametrize("text", LISTS)
+def test_issuers_and_audiences_are_lists_between_commas(
+    make_settings: "Callable[..., todo.Settings]", text: str
+) -> None:
+    settings = make_settings(jwt_issuer=text, jwt_audience=text)
+    assert (settings.jwt_issuer, settings.jwt_audience) == (LISTS[text], LISTS[text])
 
 
 ORIGINS = {

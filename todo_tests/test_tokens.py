@@ -819,6 +819,42 @@ async def test_jwt_issuer_and_jwt_audience_replace_the_origin(
     assert [answer.status_code for answer in answers] == [status for _, status in cases]
 
 
+LISTS = {
+    "jwt_issuer": "https://app.example, https://admin.example",
+    "jwt_audience": "todo-api ,https://app.example",
+}
+
+
+async def test_jwt_issuer_and_jwt_audience_may_be_lists(
+    make_settings: Any, user: str, issuer: Issuer, stranger: Issuer
+) -> None:
+    """Better Auth of several hosts issues several; each of either list is right with each."""
+    forger = Forger(user, issuer, stranger)
+    issuers = ("https://app.example", "https://admin.example")
+    audiences = ("todo-api", "https://app.example", ["elsewhere", "todo-api"])
+    wrong: list[dict[str, object]] = [
+        {"iss": "https://admin.example", "aud": "https://admin.example"},
+        {"iss": "https://app.example, https://admin.example", "aud": "todo-api"},
+        {"iss": list(issuers), "aud": "todo-api"},
+        {"iss": "", "aud": "todo-api"},
+        {"iss": ..., "aud": "todo-api"},
+        {"iss": issuer.url, "aud": "todo-api"},
+        {"iss": "https://app.example", "aud": issuer.url},
+        {"iss": "https://app.example", "aud": LISTS["jwt_audience"]},
+        {"iss": "https://app.example", "aud": ["elsewhere"]},
+    ]
+    right: list[dict[str, object]] = [
+        {"iss": iss, "aud": aud} for iss, aud in itertools.product(issuers, audiences)
+    ]
+    async with api(make_settings(better_auth_url=issuer.url, **LISTS)) as client:
+        for status, cases in ((200, right), (401, wrong)):
+            for claims in cases:
+                for token in (forger.signed(**claims), forger.shared(**claims)):
+                    headers = {"Authorization": f"Bearer {token}"}
+                    response = await client.get(path_of(user), headers=headers)
+                    assert response.status_code == status, claims
+
+
 # What a refusal tells the operator, and nobody else.
 
 LONG = "x" * 5000
@@ -933,6 +969,95 @@ def test_a_refusal_says_what_the_variables_want(
     for token, facts in cases.items():
         reason = refused(server, forger.user, token)
         assert [fact for fact in facts if fact not in reason] == [], reason
+
+
+@pytest.mark.slow
+def test_a_refusal_says_every_value_of_a_list(serve: Serve, forger: Forger, issuer: Issuer) -> None:
+    names = {name.upper(): value for name, value in LISTS.items()}
+    server = serve({"BETTER_AUTH_URL": issuer.url, **names})
+    reason = refused(server, forger.user, forger.signed(iss="my-app"))
+    assert "'my-app', not https://app.example or https://admin.example: " in reason
+    reason = refused(server, forger.user, forger.signed(iss="https://app.example", aud="my-app"))
+    assert "'my-app', not todo-api or https://app.example: " in reason
+
+
+def test_an_empty_issuer_is_mended_on_the_other_side(server: Server, forger: Forger) -> None:
+    """Better Auth without a base URL signs one, and JWT_ISSUER cannot be set to that."""
+    reason = refused(server, forger.user, forger.signed(iss=""))
+    assert "Better Auth has no base URL: set it there" in reason
+    assert "JWT_ISSUER" not in reason
+
+
+NO_JWT: dict[str, Forge] = {
+    "session token": lambda _: "VhQ1E3V7rHYz8rYv9gJnUqdVnvw5xR1y",
+    "signed session token": lambda _: "VhQ1E3V7rHYz8.IIanpMK9SUtTYcjdPo6jH19TwpL50kFkBTFVQJhzlXQ=",
+    "encrypted session": lambda f: ".".join(
+        [
+            segment({"alg": "dir", "enc": "A256CBC-HS512"}),
+            "a-key",
+            "an-iv",
+            segment(f.claims()),
+            "a-tag",
+        ]
+    ),
+    "undefined": lambda _: "undefined",
+    "more than 16 KiB": lambda f: f.of_length(LIMIT + 1),
+}
+
+
+@pytest.mark.parametrize("forge", NO_JWT.values(), ids=NO_JWT)
+def test_a_refusal_of_a_session_token_says_where_the_jwt_is(
+    server: Server, forger: Forger, forge: Forge
+) -> None:
+    reason = refused(server, forger.user, forge(forger))
+    assert reason.startswith("not a signed JWT")
+    assert "GET /api/auth/token" in reason
+
+
+EARLY: dict[str, Callable[[Forger, float], str]] = {
+    "HS256 nbf": lambda f, early: f.shared(nbf=time.time() + early),
+    "HS256 iat": lambda f, early: f.shared(iat=time.time() + early),
+    "EdDSA nbf": lambda f, early: f.signed(nbf=int(time.time() + early)),
+    "EdDSA iat": lambda f, early: f.signed(iat=int(time.time() + early), nbf=1),
+    "both, of which one is right": lambda f, early: f.shared(
+        iat=time.time() - 9, nbf=time.time() + early
+    ),
+}
+
+
+@pytest.mark.parametrize("early", [60, 7200])
+@pytest.mark.parametrize("forge", EARLY.values(), ids=EARLY)
+def test_a_refusal_of_a_token_to_come_says_by_how_many_seconds(
+    server: Server, forger: Forger, forge: Callable[[Forger, float], str], early: int
+) -> None:
+    """A clock is off: that of a VM, say."""
+    reason = refused(server, forger.user, forge(forger, early))
+    found = re.search(r"by (\d+) s: is a clock off\?", reason)
+    assert found, reason
+    assert early - 3 <= int(found[1]) <= early
+
+
+@pytest.mark.parametrize("ago", [11, 3600])
+def test_a_refusal_of_an_expired_token_says_for_how_many_seconds(
+    server: Server, forger: Forger, ago: int
+) -> None:
+    for forge in (forger.shared, forger.signed):
+        token = forge(exp=int(time.time()) - ago)
+        headers = {"Authorization": f"Bearer {token}", "X-Request-ID": new_user()}
+        response = get(server.url + path_of(forger.user), headers=headers)
+        assert_error(response, "TOKEN_EXPIRED")
+        [line] = server.log_lines(f" request={headers['X-Request-ID']} ")
+        found = re.search(r" error=TOKEN_EXPIRED: expired (\d+) s ago$", line)
+        assert found, line
+        assert ago <= int(found[1]) <= ago + 3
+
+
+def test_a_refusal_of_an_untimely_token_of_nobody_says_nothing_of_its_times(
+    server: Server, forger: Forger
+) -> None:
+    token = forger.shared(secret=b"guessed" * 8, exp=1, nbf=time.time() + 4711)
+    reason = refused(server, forger.user, token)
+    assert not re.search(r"\d", reason)
 
 
 def test_a_refusal_for_its_signature_says_nothing_of_its_claims(
