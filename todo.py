@@ -2115,7 +2115,7 @@ class HTTPProtocol(asyncio.Protocol):
             self.loop.time() > HTTPProtocol.warned_at + WARNING_INTERVAL
         ):
             HTTPProtocol.warned_at = self.loop.time()
-            log.warning("of %d file descriptors (ulimit -n) hardly one is left", limit)
+            log.warning("%d file descriptors (ulimit -n) are too few: clients are refused", limit)
 
     # Parsing
 

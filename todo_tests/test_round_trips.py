@@ -9,7 +9,17 @@ import httpx
 import pytest
 
 from todo_tests.better_auth import api
-from todo_tests.support import ROOT, Account, OwnPostgres, Relay, bearer, new_user
+from todo_tests.support import (
+    ROOT,
+    Account,
+    OwnPostgres,
+    Relay,
+    assert_error,
+    bearer,
+    new_user,
+    path_of,
+    servers,
+)
 
 JSON = {"Content-Type": "application/json"}
 TOO_LARGE = b"x" * 70_000
@@ -48,7 +58,6 @@ CASES: dict[str, Case] = {
     "403 by path": (0, 403, "DELETE", "/api/{other}/tasks/{theirs}", {}),
     "404 route": (0, 404, "GET", "/api/{me}/tusks", {}),
     "405": (0, 405, "DELETE", "/api/{me}/tasks", {}),
-    "413": (0, 413, "POST", "/api/{me}/tasks", {"content": TOO_LARGE, "headers": JSON}),
     "415": (0, 415, "PUT", "/api/{me}/tasks/{mine}", {"content": b"{}"}),
     "422 path": (0, 422, "DELETE", "/api/{me}/tasks/0", {}),
     "422 query": (0, 422, "GET", "/api/{me}/tasks?completed=maybe", {}),
@@ -151,6 +160,22 @@ async def test_every_statement_has_the_owner_in_its_where(
     reads_no_row = case is CASES["readiness"] and "LIMIT 0" in log
     if re.search(r"\b(FROM|UPDATE) tasks\b", log) and not reads_no_row:
         assert re.search(r"\bWHERE\b[^)]*\btasks\.user_id = (\(SELECT )?\$\d", log), log
+
+
+async def test_a_body_that_is_too_large_reaches_no_database(
+    local_postgres: OwnPostgres, watched: str, relay: Relay
+) -> None:
+    """Design 5; by a real server, which raises the 413."""
+    with servers(relay.url(watched)) as serve:
+        server = serve()
+        before, round_trips = len(local_postgres.log), relay.round_trips
+        for _ in range(8):
+            user = new_user()
+            url, headers = server.url + path_of(user), {**bearer(user), **JSON}
+            response = httpx.post(url, content=TOO_LARGE, headers=headers, verify=False)
+            assert_error(response, "PAYLOAD_TOO_LARGE")
+        assert statements(local_postgres.log[before:]) == []
+        assert relay.round_trips - round_trips < 8  # a connection of the start may still close
 
 
 async def test_a_new_connection_costs_its_request_no_second_statement(
