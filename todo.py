@@ -1796,14 +1796,15 @@ def _refusal(status: int, headers: Mapping[bytes, bytes]) -> JWKSError:
 
 def _usable(key: dict[str, Any]) -> jwt.PyJWK:
     """Key that verifies tokens. Raises ValueError that says why it does not, or PyJWT's errors."""
-    if not isinstance(key["kid"], str):
-        raise TypeError("its kid is no text")
+    kid, algorithm = key.get("kid"), key.get("alg", "EdDSA")
+    if not isinstance(kid, str):
+        raise ValueError("a key without kid")
     if "d" in key:  # whoever reads the set could sign
-        raise ValueError("it is a private key")
+        raise ValueError(f"{kid!a} is a private key")
     if key.get("use", "sig") != "sig" or "verify" not in key.get("key_ops", ["verify"]):
-        raise ValueError("it is not to verify with")
-    if key.get("alg", "EdDSA") not in ASYMMETRIC:
-        raise ValueError(f"its algorithm is {key['alg']!a}")
+        raise ValueError(f"{kid!a} is not to verify with")
+    if algorithm not in ASYMMETRIC:
+        raise ValueError(f"{kid!a} is of algorithm {algorithm!a}")
     return jwt.PyJWK(key)
 
 
@@ -1818,12 +1819,12 @@ async def fetch_jwks(url: str) -> tuple[Keys, list[str]]:
         raise JWKSError(f"no whole answer within {JWKS_TIMEOUT:.0f} s") from None
     except JWKS_FAULTS as exc:
         raise JWKSError(f"{type(exc).__name__} {exc}") from None
-    for number, key in enumerate(members):
+    for key in members:
         try:
             parsed = _usable(key)
             keys[key["kid"], parsed.algorithm_name] = parsed
         except Exception as exc:  # noqa: BLE001 whatever PyJWT raises: one bad key spoils no other
-            unusable.append(f"key {number}: {type(exc).__name__} {exc}"[:200])
+            unusable.append(str(exc)[:100] or type(exc).__name__)
     return keys, unusable
 
 
