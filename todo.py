@@ -150,6 +150,10 @@ DESCRIPTION_MAX = 1000
 USER_ID_MAX = 255
 TASK_ID_MAX = 2**63 - 1
 
+# What RFC 3339 can say, so infinity and years BC are outside.
+TIME_MIN = "timestamptz '0001-01-01 00:00:00+00'"
+TIME_MAX = "timestamptz '9999-12-31 23:59:59.999999+00'"
+
 _current = sa.func.current_timestamp()
 tasks = sa.Table(
     "tasks",
@@ -165,6 +169,12 @@ tasks = sa.Table(
     sa.CheckConstraint("title <> ''", name="tasks_title_not_empty"),
     sa.CheckConstraint(
         f"char_length(description) <= {DESCRIPTION_MAX}", name="tasks_description_length"
+    ),
+    sa.CheckConstraint(
+        f"created_at between {TIME_MIN} and {TIME_MAX}", name="tasks_created_at_range"
+    ),
+    sa.CheckConstraint(
+        f"updated_at between {TIME_MIN} and {TIME_MAX}", name="tasks_updated_at_range"
     ),
 )
 sa.Index("tasks_user_id_idx", tasks.c.user_id)
@@ -205,9 +215,12 @@ def compile_statement(query: sa.ClauseElement, kind: Kind) -> Statement:
 
 
 def _time_json(column: sa.Column[Any]) -> Any:
-    """JSON of a time: RFC 3339 in UTC, within its years 1 to 9999 (infinity has no form there)."""
-    first: Any = sa.literal_column("timestamptz '0001-01-01 00:00:00+00'")
-    last: Any = sa.literal_column("timestamptz '9999-12-31 23:59:59.999999+00'")
+    """JSON of a time: RFC 3339 in UTC, within its years 1 to 9999.
+
+    An older table has no check, and a time without a form would make the whole list invalid JSON.
+    """
+    first: Any = sa.literal_column(TIME_MIN)
+    last: Any = sa.literal_column(TIME_MAX)
     kept = sa.func.least(sa.func.greatest(column, first), last)
     in_utc = sa.func.timezone(sa.literal_column("'UTC'"), kept)
     # E, or the meaning of a backslash would depend on standard_conforming_strings.
@@ -731,7 +744,7 @@ def _untimely(token: bytes, exc: jwt.InvalidTokenError) -> Problem:
     """Problem of a token whose signature is right; the log says by how many seconds it is off."""
     claims = jwt.decode(token, options={"verify_signature": False})
     if isinstance(exc, jwt.ExpiredSignatureError):
-        return Problem("TOKEN_EXPIRED", f"expired {time.time() - int(claims['exp']):.0f} s ago")
+        return Problem("TOKEN_EXPIRED", f"expired {int(time.time()) - int(claims['exp'])} s ago")
     reason = str(exc)
     with suppress(KeyError, TypeError, ValueError, OverflowError):
         early = int(claims["iat" if "iat" in reason else "nbf"]) - time.time()
@@ -1102,9 +1115,9 @@ class AuthenticationMiddleware:
         await self.app(scope, receive, send)
 
 
-def not_found(request: Request, exc: Exception) -> Response:  # noqa: ARG001 Starlette's signature
-    """Answer to a path without a route."""
-    return Problem("NOT_FOUND").response
+async def not_found(request: Request, exc: Exception) -> Response:  # noqa: ARG001 Starlette's
+    """Raise Problem for a path without a route. If it were not async, a thread would run it."""
+    raise Problem("NOT_FOUND") from None
 
 
 def end_with_parent(sentinel: int) -> None:
@@ -1783,14 +1796,15 @@ def _refusal(status: int, headers: Mapping[bytes, bytes]) -> JWKSError:
 
 def _usable(key: dict[str, Any]) -> jwt.PyJWK:
     """Key that verifies tokens. Raises ValueError that says why it does not, or PyJWT's errors."""
-    if not isinstance(key["kid"], str):
-        raise TypeError("its kid is no text")
+    kid, algorithm = key.get("kid"), key.get("alg", "EdDSA")
+    if not isinstance(kid, str):
+        raise ValueError("a key without kid")
     if "d" in key:  # whoever reads the set could sign
-        raise ValueError("it is a private key")
+        raise ValueError(f"{kid!a} is a private key")
     if key.get("use", "sig") != "sig" or "verify" not in key.get("key_ops", ["verify"]):
-        raise ValueError("it is not to verify with")
-    if key.get("alg", "EdDSA") not in ASYMMETRIC:
-        raise ValueError(f"its algorithm is {key['alg']!a}")
+        raise ValueError(f"{kid!a} is not to verify with")
+    if algorithm not in ASYMMETRIC:
+        raise ValueError(f"{kid!a} is of algorithm {algorithm!a}")
     return jwt.PyJWK(key)
 
 
@@ -1805,12 +1819,12 @@ async def fetch_jwks(url: str) -> tuple[Keys, list[str]]:
         raise JWKSError(f"no whole answer within {JWKS_TIMEOUT:.0f} s") from None
     except JWKS_FAULTS as exc:
         raise JWKSError(f"{type(exc).__name__} {exc}") from None
-    for number, key in enumerate(members):
+    for key in members:
         try:
             parsed = _usable(key)
             keys[key["kid"], parsed.algorithm_name] = parsed
         except Exception as exc:  # noqa: BLE001 whatever PyJWT raises: one bad key spoils no other
-            unusable.append(f"key {number}: {type(exc).__name__} {exc}"[:200])
+            unusable.append(str(exc)[:100] or type(exc).__name__)
     return keys, unusable
 
 
@@ -2102,7 +2116,7 @@ class HTTPProtocol(asyncio.Protocol):
             self.loop.time() > HTTPProtocol.warned_at + WARNING_INTERVAL
         ):
             HTTPProtocol.warned_at = self.loop.time()
-            log.warning("of %d file descriptors (ulimit -n) hardly one is left", limit)
+            log.warning("%d file descriptors (ulimit -n) are too few: clients are refused", limit)
 
     # Parsing
 

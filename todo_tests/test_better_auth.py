@@ -118,6 +118,48 @@ async def test_a_user_signs_up_and_works(
         assert await status(client, session.user, repeated) == 200
 
 
+@pytest.mark.parametrize("path", ["", "/", "/api/auth", "/api/auth/", "/auth", "/a/b/c/"])
+async def test_both_sides_take_one_base_url_in_the_same_way(
+    start: StartBetterAuth, make_settings: Any, path: str
+) -> None:
+    """Without a path the API is at /api/auth, with one it is there; a basePath is then ignored."""
+    auth = start({"basePath": "/ignored"} if path.strip("/") else {}, path=path)
+    session = auth.sign_up()
+    async with api(make_settings(better_auth_url=auth.url + path)) as client:
+        await work(client, session.user, session.token())
+    assert auth.jwks_requests == 1
+
+
+async def test_a_base_path_of_ones_own_needs_its_url(
+    start: StartBetterAuth, make_settings: Any
+) -> None:
+    """Which Better Auth does not publish: a 404 there is no reason to log anybody out."""
+    auth = start({"basePath": "/auth"})
+    session = auth.sign_up()
+    async with api(make_settings(better_auth_url=auth.url)) as client:
+        response = await client.get(path_of(session.user), headers=authorized(session.token()))
+        assert_error(response, "AUTH_KEYS_UNAVAILABLE")
+    async with api(make_settings(better_auth_url=f"{auth.url}/auth")) as client:
+        assert await status(client, session.user, session.token()) == 200
+
+
+async def test_one_better_auth_of_two_hosts_issues_both(
+    start: StartBetterAuth, make_settings: Any
+) -> None:
+    """JWT_ISSUER and JWT_AUDIENCE as lists; a third host is nobody."""
+    auth = start()
+    sub = auth.sign_up().user
+    hosts = [auth.url, "https://app.example"]
+    settings = make_settings(
+        better_auth_url=auth.url, jwt_issuer=",".join(hosts), jwt_audience=", ".join(hosts)
+    )
+    async with api(settings) as client:
+        for host, expected in ((hosts[0], 200), (hosts[1], 200), ("https://c.example", 401)):
+            payload = {"sub": sub, "iss": host, "aud": host}
+            token = auth.command("sign", payload=payload)["token"]
+            assert await status(client, sub, token) == expected, host
+
+
 async def test_tokens_are_those_that_better_auth_md_describes(auth: BetterAuth) -> None:
     """If this fails after an update of Better Auth, read its release notes before the code."""
     session = auth.sign_up()
@@ -349,14 +391,20 @@ async def test_better_auths_own_rate_limit_logs_nobody_out(
     token, user = auth.command("sign", payload={"sub": "demo"})["token"], "demo"
     async with api(make_settings(better_auth_url=auth.url)) as client:
         assert await status(client, user, token) == 200
-        assert get(f"{auth.base}/jwks").status_code == 429
+        limited = get(f"{auth.base}/jwks")
+        assert (limited.status_code, "retry-after" in limited.headers) == (429, False)
+        assert 0 < int(limited.headers["x-retry-after"]) <= 10
         assert (
             await status(client, user, auth.command("sign", payload={"sub": user})["token"]) == 200
         )
         auth.command("rotate")
         rotated = auth.command("sign", payload={"sub": user})["token"]
-        response = await client.get(path_of(user), headers=authorized(rotated))
-        assert_error(response, "AUTH_KEYS_UNAVAILABLE")
+        asked = auth.jwks_requests
+        for _ in range(3):
+            response = await client.get(path_of(user), headers=authorized(rotated))
+            assert_error(response, "AUTH_KEYS_UNAVAILABLE")
+        assert auth.jwks_requests == asked + 1
+        assert await status(client, user, token) == 200
 
 
 def test_a_real_server_starts_without_better_auth_and_finds_it_later(

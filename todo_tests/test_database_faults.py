@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.parse
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -530,6 +530,51 @@ async def test_only_a_change_that_was_sent_may_have_been_stored(
     assert bodies in ([LATE_CHANGE, DATABASE_TIMEOUT], [DATABASE_TIMEOUT, LATE_CHANGE])
     queued = callers[bodies.index(DATABASE_TIMEOUT)]
     assert (await queued.ask("GET", "")).body[0]["completed"] is False
+
+
+async def test_a_change_that_times_out_says_that_its_fate_is_unknown_and_a_read_never_does(
+    fresh_database: str, serve: Serve
+) -> None:
+    """Each waits for the table on a connection of its own; then nothing has been done."""
+    settings = {"DB_TIMEOUT": "0.5", "DB_POOL_SIZE": "10"}
+    server = await asyncio.to_thread(serve, settings, database_url=fresh_database)
+    requests = {**READS, **WRITES}
+    callers = {kind: Caller(server.port) for kind in requests}
+    tasks = {kind: await caller.create() for kind, caller in callers.items()}
+
+    def ask(kind: str) -> Coroutine[Any, Any, Answer]:
+        method, path, *body = requests[kind]
+        return callers[kind].ask(method, path.format(id=tasks[kind]["id"]), *body)
+
+    with psycopg.connect(fresh_database) as locker:
+        locker.execute(LOCKED_TABLE)
+        answers = dict(zip(requests, await together(map(ask, requests)), strict=True))
+        with psycopg.connect(fresh_database, autocommit=True) as watcher:
+
+            async def cancelled() -> bool:
+                waiting = "select from pg_stat_activity where wait_event_type = 'Lock'"
+                return not watcher.execute(f"{waiting} and datname = current_database()").rowcount
+
+            await soon(cancelled, within=1.0, why="statements still wait on the server")
+    for kind, answer in answers.items():
+        is_error(answer, LATE_CHANGE if kind in WRITES else DATABASE_TIMEOUT, within=2.0)
+        assert (await callers[kind].ask("GET", "")).body == [tasks[kind]]
+
+
+async def test_a_change_behind_a_database_that_is_away_was_never_sent(
+    own_postgres: NewPostgres, serve: Serve
+) -> None:
+    """So its sentence is that of a read."""
+    postgres = await asyncio.to_thread(own_postgres)
+    url = postgres.create_database(schema=True)
+    server = await asyncio.to_thread(serve, {"DB_TIMEOUT": "0.5"}, database_url=url)
+    caller = Caller(server.port)
+    task = await caller.create()
+    await asyncio.to_thread(postgres.stop, "immediate")
+    for method, path, *body in [*READS.values(), *WRITES.values()]:
+        answer = await caller.ask(method, path.format(id=task["id"]), *body)
+        is_error(answer, answer.body, within=2.0)
+        assert answer.body in (DATABASE_UNAVAILABLE, DATABASE_TIMEOUT)
 
 
 @pytest.mark.slow

@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import json
+import logging
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler
@@ -127,6 +129,31 @@ async def test_a_request_that_gives_up_does_not_spoil_it_for_the_others(
     assert len(issuer.fetches) == 1
 
 
+def headers_of(issuer: Issuer) -> list[dict[str, str]]:
+    """The headers of each fetch from now on."""
+    seen: list[dict[str, str]] = []
+
+    def see(request: BaseHTTPRequestHandler) -> None:
+        seen.append({name.lower(): value for name, value in request.headers.items()})
+        respond(request, issuer.jwks)
+
+    issuer.answer = see
+    return seen
+
+
+async def test_a_fetch_says_who_asks_and_for_what(
+    client: httpx.AsyncClient, issuer: Issuer
+) -> None:
+    """Firewalls refuse requests without (AWS, NoUserAgent_HEADER), and scripts' own names."""
+    seen = headers_of(issuer)
+    assert await accepts(client, issuer)
+    [headers] = seen
+    assert headers["accept"] == "application/json"
+    assert re.fullmatch(r"[A-Za-z-]+", headers["user-agent"])
+    assert "python" not in headers["user-agent"].lower()
+    assert {"authorization", "cookie"}.isdisjoint(headers)
+
+
 # Rotation.
 
 
@@ -228,7 +255,9 @@ PADDING = json.dumps({"keys": [], "padding": "x" * 2**20}).encode()
 FAULTS: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {
     "500": answer(b"{}", 500),
     "404": answer(b"Not Found", 404),
-    "429": answer(b'{"message":"Too many requests"}', 429, X_Retry_After="10"),
+    "429": answer(b'{"message":"Too many requests"}', 429),
+    "429 until a date": answer(b"{}", 429, Retry_After="Wed, 21 Oct 2099 07:28:00 GMT"),
+    "429 for less than no time": answer(b"{}", 429, Retry_After="-1", X_Retry_After="-1"),
     "204": answer(b"", 204),
     "401": answer(b"{}", 401),
     "HTML": answer(b"<!doctype html><title>Sign in</title>", Content_Type="text/html"),
@@ -363,8 +392,123 @@ async def test_the_query_of_a_jwks_url_is_not_logged(
     async with api(make_settings(jwks_url=f"{issuer.url}/jwks?key=hunter2")) as client:
         assert_unavailable(await get(client, issuer.bearer(user), user))
     log = capfd.readouterr().err
-    assert f"no keys from {issuer.url}/jwks: ValueError" in log
+    assert f"no keys from {issuer.url}/jwks: status 500\n" in log
     assert "hunter2" not in log
+
+
+# What the log says of keys and answers that are no use
+
+
+@pytest.fixture
+def warnings_of(capfd: pytest.CaptureFixture[str]) -> Callable[[str], list[str]]:
+    """The WARNINGs of the app's log that begin so."""
+    seen = []
+
+    def warnings_of(beginning: str) -> list[str]:
+        for handler in logging.getLogger("todo").handlers:
+            handler.flush()
+        seen.extend(capfd.readouterr().err.splitlines())
+        texts = [line.partition(" WARNING ")[2] for line in seen if " WARNING " in line]
+        return [text for text in texts if text.startswith(beginning)]
+
+    return warnings_of
+
+
+WarningsOf = Callable[[str], list[str]]
+
+
+@pytest.mark.slow
+async def test_an_answer_that_comes_too_late_is_called_so(
+    client: httpx.AsyncClient, issuer: Issuer, user: str, warnings_of: WarningsOf
+) -> None:
+    """It was us who hung up, whatever the library says of the connection."""
+    drip = [HEAD + b"Content-Length: 99\r\n\r\n", *[b"x"] * 30]
+
+    def late(request: BaseHTTPRequestHandler) -> None:
+        with contextlib.suppress(OSError):
+            for part in drip:
+                request.wfile.write(part)
+                time.sleep(0.1)
+
+    for fault in (FAULTS["slow"], late):
+        issuer.answer = fault
+        assert_unavailable(await get(client, issuer.bearer(user), user))
+    late_ones = [f"no keys from {issuer.url}/api/auth/jwks: no whole answer within 2 s"] * 2
+    assert warnings_of("no keys") == late_ones
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("place", ["{}/moved", "/moved", "//elsewhere.example/moved"])
+async def test_a_redirect_is_logged_with_its_place_and_without_its_query(
+    client: httpx.AsyncClient,
+    issuer: Issuer,
+    user: str,
+    warnings_of: WarningsOf,
+    status: int,
+    place: str,
+) -> None:
+    place = place.format(issuer.url)
+    issuer.answer = answer(b"", status, Location=f"{place}?key=hunter2")
+    assert_unavailable(await get(client, issuer.bearer(user), user))
+    [warning] = warnings_of("no keys")
+    assert f": status {status}, a redirect to '{place}': set JWKS_URL" in warning
+    assert "hunter2" not in warning
+
+
+async def test_a_hostile_answer_breaks_no_line_of_the_log(
+    client: httpx.AsyncClient, issuer: Issuer, user: str, warnings_of: WarningsOf
+) -> None:
+    place = "\x85\xe2\x80\xa8forged" + "x" * 9000
+    issuer.answer = raw(f"HTTP/1.1 302 Found\r\nLocation: {place}\r\n\r\n".encode("latin-1"))
+    assert_unavailable(await get(client, issuer.bearer(user), user))
+    issuer.answer = raw(b"HTTP/1.1 200 OK\r\n\r\n" + '{"\u2028\x85": "forged"'.encode())
+    assert_unavailable(await get(client, issuer.bearer(user), user))
+    issuer.answer = raw("HTTP/1.\u2028\x85forged\x1b[31m\r\n\r\n".encode())
+    assert_unavailable(await get(client, issuer.bearer(user), user))
+    warnings = warnings_of("no keys")
+    assert len(warnings) == 3
+    assert [text for text in warnings if not text.isprintable() or len(text) > 600] == []
+
+
+NAMED: dict[str, tuple[dict[str, Any], str]] = {
+    "no kid": ({"kid": None}, "a key without kid"),
+    "kid number": ({"kid": 4711}, "a key without kid"),
+    "ES384": ({"alg": "ES384", "kid": "a-kid"}, "'a-kid' is of algorithm 'ES384'"),
+    "RSA-OAEP": ({"alg": "RSA-OAEP", "kid": "a-kid"}, "'a-kid' is of algorithm 'RSA-OAEP'"),
+    "none": ({"alg": "none", "kid": "a-kid"}, "'a-kid' is of algorithm 'none'"),
+    "private": ({"d": "AAAA", "kid": "a-kid"}, "'a-kid' is a private key"),
+    "encryption": ({"use": "enc", "kid": "a-kid"}, "'a-kid' is not to verify with"),
+    "deriving": ({"key_ops": ["deriveBits"], "kid": "a-kid"}, "'a-kid' is not to verify with"),
+    "hostile": ({"kid": "\n\u2028\x1b[31m", "alg": "\n\u2028" * 90}, "is of algorithm"),
+}
+
+
+@pytest.mark.parametrize(("members", "words"), NAMED.values(), ids=NAMED)
+async def test_a_key_that_is_not_used_is_named_in_the_log(
+    client: httpx.AsyncClient,
+    issuer: Issuer,
+    warnings_of: WarningsOf,
+    members: dict[str, Any],
+    words: str,
+) -> None:
+    """Once a fetch, without the key itself."""
+    odd = {**Key("EdDSA").jwk, **members}
+    issuer.answer = answer(json.dumps({"keys": [odd, issuer.keys[0].jwk]}).encode())
+    assert await accepts(client, issuer)
+    assert await accepts(client, issuer)
+    [warning] = warnings_of("a key of the JWKS is not used: ")
+    assert words in warning
+    assert warning.isprintable()
+    assert len(warning) < 200
+    assert odd["x"] not in warning
+
+
+async def test_keys_that_are_used_are_not_named(
+    client: httpx.AsyncClient, issuer: Issuer, warnings_of: WarningsOf
+) -> None:
+    issuer.keys.extend(Key(algorithm) for algorithm in GENERATE)
+    assert await accepts(client, issuer)
+    assert warnings_of("") == []
 
 
 async def test_proxies_and_netrc_of_the_environment_do_not_matter(
@@ -663,6 +807,65 @@ def test_an_outage_makes_nobody_wait_for_better_auth_each_time(play: Play) -> No
         assert time.monotonic() - began < TIMEOUT + 2
 
     play(scenario)
+
+
+# A pause that Better Auth asks for: its own limit is 100 requests in 10 s for all processes.
+
+PAUSES: dict[str, tuple[dict[str, str], float]] = {
+    "Retry-After": ({"Retry_After": "30"}, 30.0),
+    "X-Retry-After, as Better Auth writes it": ({"X_Retry_After": "10"}, 10.0),
+    "both": ({"Retry_After": "20", "X_Retry_After": "40"}, 20.0),
+    "more than a minute": ({"Retry_After": "86400"}, 60.0),
+    "of 400 digits": ({"X_Retry_After": "9" * 400}, 60.0),
+}
+
+
+@pytest.mark.parametrize(("headers", "pause"), PAUSES.values(), ids=PAUSES)
+def test_after_a_429_nothing_is_fetched_before_its_time(
+    play: Play, headers: dict[str, str], pause: float
+) -> None:
+    """Known keys serve on; what nobody knows is 503, at once."""
+
+    async def scenario(scene: Scene) -> None:
+        def unknown() -> dict[str, str]:
+            return scene.issuer.bearer(scene.user, Key("EdDSA"), iat=None, exp=2**40)
+
+        scene.clock.ahead += 10.0  # a new allowance of fetches
+        scene.issuer.answer = answer(b"{}", 429, **headers)
+        assert await scene.after(0, unknown()) == 503
+        asked = len(scene.issuer.fetches)
+        began = time.perf_counter()
+        for after in (0, pause / 2, pause / 2 - 2.0):
+            assert await scene.after(after, unknown()) == 503
+            assert await scene.after(0, scene.new_token()) == 200
+        assert time.perf_counter() - began < 1.0
+        assert len(scene.issuer.fetches) == asked
+        scene.issuer.answer = None
+        assert await scene.after(2.0, unknown()) == 401
+        assert len(scene.issuer.fetches) == asked + 1
+
+    play(scenario)
+
+
+def test_a_429_without_keys_is_waited_for_too(make_settings: Any, issuer: Issuer) -> None:
+    """The answer is a 503 that says so to nobody but the log."""
+
+    async def main() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            async with api(make_settings(better_auth_url=issuer.url)) as client:
+                clock = Clock(patch)
+                issuer.answer = answer(b"{}", 429, X_Retry_After="10")
+                token = issuer.bearer("ann", iat=None, exp=2**40)
+                assert_unavailable(await get(client, token, "ann"))
+                issuer.answer = None
+                clock.ahead += 8.0
+                assert_unavailable(await get(client, token, "ann"))
+                assert len(issuer.fetches) == 1
+                clock.ahead += 2.0
+                assert (await get(client, token, "ann")).status_code == 200
+
+    with asyncio.Runner() as runner:
+        runner.run(main())
 
 
 @pytest.mark.slow

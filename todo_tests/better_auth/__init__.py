@@ -118,12 +118,18 @@ def better_auth_servers() -> Iterator[StartBetterAuth]:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as control:
 
             def start(
-                options: dict[str, Any] | None = None, *, secret: str = SECRET, **rest: object
+                options: dict[str, Any] | None = None,
+                *,
+                secret: str = SECRET,
+                path: str = "",
+                **rest: object,
             ) -> BetterAuth:
+                """`path` is that of its base URL; with one, it ignores the option basePath."""
                 options = {"secret": secret, **(options or {})}
-                answer = control.post("start", json={"options": options, **rest})
+                answer = control.post("start", json={"options": options, "path": path, **rest})
                 url = answer.raise_for_status().json()["url"]
-                return BetterAuth(control, url, options.get("basePath", "/api/auth"))
+                base = path.rstrip("/") or options.get("basePath", "/api/auth")
+                return BetterAuth(control, url, base)
 
             try:
                 yield start
