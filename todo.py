@@ -851,6 +851,8 @@ def _strong_secret(secret: str) -> str:
 
 def _http_url(url: str) -> str:
     origin_of(_bare(url))
+    if re.search(r"[\x00-\x20\x7f]", url):  # http.client would quote all of it in the log
+        raise ValueError
     return url
 
 
@@ -1718,6 +1720,7 @@ KEYS_RETRY = 10.0  # seconds between fetches while Better Auth does not answer a
 JWKS_TIMEOUT = 2.0  # seconds
 JWKS_SLOW = f"no whole answer within {JWKS_TIMEOUT:.0f} s"
 JWKS_MAX = 256 * 1024  # bytes
+UNUSABLE_MAX = 10  # keys of a fetch that the log names
 JWKS_BURST = 3  # fetches without a pause
 JWKS_PAUSE = 1.0  # seconds between fetches beyond those
 RETRY_AFTER_MAX = 60.0  # seconds that Better Auth may ask for
@@ -1758,7 +1761,9 @@ def fetch_jwks(url: str) -> tuple[Keys, list[str]]:
         RecursionError,
     ) as exc:
         slow = time.monotonic() - started >= JWKS_TIMEOUT
-        raise JWKSError(JWKS_SLOW if slow else f"{type(exc).__name__} {exc}") from None
+        # Of a line that is no HTTP, the error is the whole line.
+        reason = JWKS_SLOW if slow else f"{type(exc).__name__} {exc}"[:200]
+        raise JWKSError(reason) from None
     return keys, unusable
 
 
@@ -1841,6 +1846,7 @@ class KeySet:
     def __init__(self, url: str) -> None:
         self.url = url
         self.keys: Keys = {}
+        self.unusable: set[str] = set()  # why others of the last good fetch are not
         # In the loop's time: when the last good fetch began, until when keys serve without another,
         # and before when none begins.
         self.fetched_at = self.fresh_until = self.next_fetch_at = -math.inf
@@ -1881,8 +1887,10 @@ class KeySet:
             async with asyncio.timeout(JWKS_TIMEOUT):
                 keys, unusable = await _in_daemon_thread(partial(fetch_jwks, self.url))
             self.keys, self.fetched_at, self.fresh_until = keys, began, began + KEYS_MAX_AGE
-            for reason in unusable:
+            new = set(unusable) - self.unusable  # invented tokens have the same set fetched again
+            for reason in sorted(new)[:UNUSABLE_MAX]:
                 log.warning("a key of the JWKS is not used: %s", reason)
+            self.unusable = set(unusable)
         except (JWKSError, TimeoutError) as exc:
             pause = getattr(exc, "pause", 0.0)
             self.fresh_until = loop.time() + max(KEYS_RETRY, pause)
