@@ -1750,8 +1750,8 @@ def fetch_jwks(url: str) -> tuple[Keys, list[str]]:
             try:
                 parsed = _usable(key)
                 keys[key["kid"], parsed.algorithm_name] = parsed
-            except Exception as exc:  # noqa: BLE001 whatever PyJWT raises: one bad key spoils no other
-                unusable.append(str(exc) or type(exc).__name__)
+            except Exception as exc:  # noqa: BLE001 one bad key spoils no other
+                unusable.append((str(exc) or type(exc).__name__)[:200])
     except (
         OSError,
         http.client.HTTPException,
@@ -1808,7 +1808,7 @@ def _refusal(response: http.client.HTTPResponse) -> JWKSError:
 
 
 def _usable(key: dict[str, Any]) -> jwt.PyJWK:
-    """Key that verifies tokens. Raises ValueError that says why it does not, or PyJWT's errors."""
+    """Key that verifies tokens. Raises ValueError that says which one does not, and why."""
     kid = key.get("kid")
     name = ascii(kid)[:50]
     if not isinstance(kid, str):
@@ -1819,7 +1819,13 @@ def _usable(key: dict[str, Any]) -> jwt.PyJWK:
         raise ValueError(f"{name} is not to verify with")
     if "alg" in key and key["alg"] not in ASYMMETRIC:
         raise ValueError(f"{name} is of algorithm {ascii(key['alg'])[:50]}")
-    return jwt.PyJWK(key)
+    try:
+        parsed = jwt.PyJWK(key)
+    except Exception as exc:
+        raise ValueError(f"{name} cannot be read: {str(exc) or type(exc).__name__}") from None
+    if parsed.algorithm_name not in ASYMMETRIC:  # of its type and curve, where the key names none
+        raise ValueError(f"{name} is of algorithm {parsed.algorithm_name!a}")
+    return parsed
 
 
 T = TypeVar("T")
