@@ -120,6 +120,10 @@ REFUSED: dict[str, Variables] = {
         "PORT": "65536",
         "DB_TIMEOUT": "0",
     },
+    "JWKS_URL with a space; BETTER_AUTH_URL with a tab": {
+        "JWKS_URL": "http://localhost:3000/jwks?key=hun ter2",
+        "BETTER_AUTH_URL": "http://localhost:3000/a\tb",
+    },
     "BETTER_AUTH_URL without a host; PORT negative; DB_TIMEOUT nan": {
         "BETTER_AUTH_URL": "http://",
         "PORT": "-1",
