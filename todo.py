@@ -1821,7 +1821,7 @@ def _usable(key: dict[str, Any]) -> jwt.PyJWK:
         raise ValueError(f"{name} is of algorithm {ascii(key['alg'])[:50]}")
     try:
         parsed = jwt.PyJWK(key)
-    except Exception as exc:
+    except Exception as exc:  # noqa: BLE001 whatever PyJWT raises for it
         raise ValueError(f"{name} cannot be read: {str(exc) or type(exc).__name__}") from None
     if parsed.algorithm_name not in ASYMMETRIC:  # of its type and curve, where the key names none
         raise ValueError(f"{name} is of algorithm {parsed.algorithm_name!a}")
