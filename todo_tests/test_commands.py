@@ -4,6 +4,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import jwt
@@ -16,8 +17,10 @@ from todo_tests.support import (
     LOCKED_TABLE,
     NO_SETTINGS,
     PASSWORD,
+    SCHEMA,
     SECRET,
     Database,
+    NewPostgres,
     OwnPostgres,
     Relay,
     Serve,
@@ -52,8 +55,14 @@ def unreachable(postgres: Database) -> Iterator[dict[str, Server]]:
 
 
 def test_a_start_without_the_table_is_refused(serve: Serve, empty_database: str) -> None:
-    """Design 2: and the message says how to apply `schema.sql`."""
-    assert_refused(serve(database_url=empty_database, wait=False), "schema.sql", "init-db")
+    """Design 2: and the message says what makes it, and nothing else."""
+    refused = serve(database_url=empty_database, wait=False)
+    assert_refused(refused)
+    assert refused.stderr().splitlines() == [
+        "todo.py cannot work with the table tasks:",
+        '  PostgreSQL says: relation "tasks" does not exist',
+        "  to make the table: python todo.py init-db",
+    ]
 
 
 @pytest.mark.parametrize("column", ["completed", "description", "updated_at"])
@@ -64,7 +73,8 @@ def test_a_start_with_a_column_missing_is_refused(
     drop = f"alter table tasks drop column {column} cascade"
     postgres.execute(drop, database_url=fresh_database)
     server = serve(database_url=fresh_database, wait=False)
-    assert_refused(server, column, "schema.sql", "init-db")
+    assert_refused(server, f"alter table tasks add {column} ")
+    assert "init-db" not in server.stderr()
 
 
 @pytest.mark.parametrize("command", ["serve", "init-db"])
@@ -141,7 +151,8 @@ def test_init_db_may_run_several_times_at_once(
 def test_init_db_is_one_transaction(serve: Serve, postgres: Database, empty_database: str) -> None:
     """Design 2: what fails half-way leaves nothing behind."""
     postgres.execute("create table tasks (id int, user_id text)", database_url=empty_database)
-    assert_refused(init_db(serve, empty_database), "schema.sql", "completed")
+    refused = init_db(serve, empty_database)
+    assert_refused(refused, "completed")
     indexes = "select indexname from pg_indexes where tablename = 'tasks'"
     assert postgres.execute(indexes, database_url=empty_database) == []
 
@@ -149,16 +160,42 @@ def test_init_db_is_one_transaction(serve: Serve, postgres: Database, empty_data
 def test_init_db_fails_beside_an_old_table_and_says_what_differs(
     serve: Serve, postgres: Database, fresh_database: str
 ) -> None:
-    """As `check` says it; nothing of the table is touched."""
-    damage = "alter table tasks drop column description, alter title type text"
+    """As the start says it; nothing of the table is touched."""
+    damage = "alter table tasks drop column description; drop index tasks_user_id_idx"
     postgres.execute(damage, database_url=fresh_database)
     refused = init_db(serve, fresh_database)
     assert_refused(refused)
-    assert refused.stderr().split("\n")[1:3] == [
-        "  column title is text not null, it must be varchar(200) not null",
-        "  column description is missing, it must be text",
+    assert refused.stderr().splitlines()[1:] == [
+        "  PostgreSQL says: column tasks.description does not exist",
+        "  column description is missing: alter table tasks add description text;",
     ]
     assert refused.stdout() == ""
+    indexes = "select from pg_indexes where indexname = 'tasks_user_id_idx'"
+    assert postgres.execute(indexes, database_url=fresh_database) == []
+
+
+def test_init_db_of_a_role_that_owns_nothing_names_the_owners_command(
+    serve: Serve, own_postgres: NewPostgres
+) -> None:
+    """Design 2: beside a right table it has nothing to do."""
+    postgres = own_postgres()
+    postgres.execute("create role todo login; create role boss")
+    url = postgres.create_database()
+    postgres.execute(f"alter database {url.rpartition('/')[2]} owner to boss")
+    theirs = url.replace("//postgres@", "//todo@")
+    refused = init_db(serve, theirs)
+    assert_refused(refused, "permission denied for schema public")
+    command = (
+        r"As its owner: NEON_DB_URL='postgresql://boss:PASSWORD@HOST/\w+' python todo.py init-db"
+    )
+    assert re.search(command, refused.stderr())
+    assert init_db(serve, url).wait() == 0
+    grant = "grant select, insert, update, delete on tasks to todo"
+    postgres.execute(grant, database_url=url)
+    again = init_db(serve, theirs)
+    assert again.wait() == 0, again.stderr()
+    postgres.execute("drop index tasks_user_id_idx, tasks_user_id_completed_idx", database_url=url)
+    assert_refused(init_db(serve, theirs), "As its owner", "postgresql://postgres:PASSWORD@")
 
 
 def test_init_db_without_its_file_or_settings_says_so(serve: Serve, empty_database: str) -> None:
@@ -251,22 +288,27 @@ def test_a_database_that_falls_silent_ends_a_command(
     ):
         settings = make_settings(neon_db_url=relay.url(url))
         with pytest.raises(todo.StartupError, match="cannot be reached"):
-            todo.prepare_database(settings)
-        findings = {subject: fine for fine, subject, _ in todo.check(settings, b"")}
-    assert (findings["settings"], findings["database"]) == (True, False)
+            todo.with_database(settings, todo.require_table, todo.ANSWER_GRACE)
+        findings = {subject: level for level, subject, _ in todo.check(settings, b"")}
+    assert (findings["settings"], findings["database"]) == (todo.OK, todo.FAIL)
     assert time.monotonic() - begun < 10.0
 
 
 def test_init_db_has_time_for_the_index_of_a_large_table(
     monkeypatch: pytest.MonkeyPatch,
     make_settings: Callable[..., todo.Settings],
-    fresh_database: str,
+    empty_database: str,
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setattr(todo, "ANSWER_GRACE", 2.0)
-    monkeypatch.setattr(todo, "LOCK_LIMIT", b"set local lock_timeout = '100ms';")
-    settings = make_settings(neon_db_url=fresh_database)
-    todo.prepare_database(settings, b"select pg_sleep(3)")
-    with psycopg.connect(fresh_database) as other:
+    monkeypatch.setattr(todo, "LOCK_LIMIT", b"select set_config('lock_timeout', '100ms', true);")
+    monkeypatch.setattr(todo, "HERE", tmp_path)
+    (tmp_path / "schema.sql").write_text(f"select pg_sleep(3); {SCHEMA}")
+    settings = make_settings(neon_db_url=empty_database)
+    todo.init_db(settings)
+    with psycopg.connect(empty_database) as other:
         other.execute(LOCKED_TABLE)
-        with pytest.raises(todo.StartupError, match=r"locked by a session .*lock timeout"):
-            todo.prepare_database(settings)
+        with pytest.raises(
+            todo.StartupError, match=r"lock timeout\nHas another session locked the table"
+        ):
+            todo.with_database(settings, todo.require_table, 2.0)

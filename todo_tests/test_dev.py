@@ -1,6 +1,5 @@
 """`python todo.py dev`: the first minute of somebody new, on any folder and as any user."""
 
-import fcntl
 import os
 import random
 import re
@@ -21,7 +20,6 @@ import psutil
 import psycopg
 import pytest
 
-import todo
 from todo_tests.support import (
     ALL_FILES,
     NO_SETTINGS,
@@ -206,6 +204,14 @@ def postmaster(server: Server) -> psutil.Process:
     return psutil.Process(int(Path(file).read_text().split("\n")[0]))
 
 
+def checkpoint(server: Server) -> None:
+    """All is on the disk, so that a copy of the folder has it too."""
+    [file] = postgres_folder(server)
+    sockets = Path(file).read_text().split("\n")[4]
+    with psycopg.connect(host=sockets, user="postgres", autocommit=True) as connection:
+        connection.execute("checkpoint")
+
+
 def serves(server: Server) -> bool:
     """Whether its own token is good for its list."""
     answer = get(server.url + path_of("demo"), headers=token_in(server.stdout()))
@@ -265,19 +271,12 @@ def test_the_first_start_says_at_once_what_takes_its_time(dev: Dev) -> None:
     assert CREATING not in printed(dev(first.folder))
 
 
-ENDS = {
-    "Ctrl-C": (signal.SIGINT, "1"),
-    "closed-terminal": (signal.SIGHUP, "1"),
-    "closed-terminal-of-two-workers": (signal.SIGHUP, "2"),
-}
+ENDS = {"Ctrl-C": signal.SIGINT, "closed-terminal": signal.SIGHUP}
 
 
-@pytest.mark.parametrize(("number", "workers"), ENDS.values(), ids=ENDS)
-def test_the_end_of_dev_is_the_end_of_its_postgres(
-    dev: Dev, number: signal.Signals, workers: str
-) -> None:
-    server = dev(WORKERS=workers)
-    server.log_lines("settings from", count=int(workers))
+@pytest.mark.parametrize("number", ENDS.values(), ids=ENDS)
+def test_the_end_of_dev_is_the_end_of_its_postgres(dev: Dev, number: signal.Signals) -> None:
+    server = dev()
     postgres = postmaster(server)
     os.killpg(server.process.pid, number)
     assert server.wait() == 0
@@ -304,57 +303,110 @@ def test_a_start_after_kill_9_has_all_tasks(dev: Dev, also: bool) -> None:
     first.process.kill()
     first.wait()
     if also:
-        children = postgres.children(recursive=True)
-        postgres.kill()
-        psutil.wait_procs([postgres, *children], timeout=10)
+        kill(postgres)
     second = dev(first.folder)
     assert titles(second) == ["Kept"]
     assert interrupt(second) == 0
     assert postgres_folder(second) == []
 
 
-def test_two_in_one_folder_share_the_database_and_the_last_stops_it(dev: Dev) -> None:
-    first = dev(new=True, wait=False)
-    second = dev(first.folder, wait=False)
-    printed(first)
-    printed(second)
-    create(first, "Shared")
-    assert titles(second) == ["Shared"]
+def test_a_second_one_in_a_folder_is_refused_at_once(dev: Dev) -> None:
+    """Before it takes a port or touches the database; also when that was killed."""
+
+    def refused() -> str:
+        second = subprocess.run(
+            [sys.executable, "todo.py", "dev"],
+            cwd=first.folder,
+            env=plain_environment(PORT=str(first.port)),
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+        assert (second.returncode, second.stdout) == (1, "")
+        return second.stderr
+
+    first = dev()
+    create(first, "Kept")
+    sentence = f"another `todo.py dev` runs in {first.folder}: use that one, or stop it first\n"
+    assert refused() == sentence
+    assert titles(first) == ["Kept"]
+    kill(postmaster(first))
+    assert refused() == sentence
     assert interrupt(first) == 0
-    create(second, "Still there")
-    assert interrupt(second) == 0
-    assert postgres_folder(second) == []
+    assert titles(dev(first.folder)) == ["Kept"]
 
 
-@pytest.fixture
-def signals() -> Iterator[None]:
-    """What signals do here is afterwards as before."""
-    handlers = {number: signal.getsignal(number) for number in todo.ENDING}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+def kill(postgres: psutil.Process) -> None:
+    """As a crash of it: with all its children."""
+    children = postgres.children(recursive=True)
+    postgres.kill()
+    psutil.wait_procs([postgres, *children], timeout=10)
 
 
-def test_a_server_that_another_stops_at_the_change_of_locks_is_started_again(
-    monkeypatch: pytest.MonkeyPatch, signals: None
-) -> None:
-    """From the exclusive to the shared one is not one step (flock(2))."""
-    lock, stopped = fcntl.flock, []
+def test_a_copy_of_a_folder_in_use_has_a_database_of_its_own(dev: Dev, tmp_path: Path) -> None:
+    """Its postmaster.pid names the original's process, which its end must not stop."""
+    first = dev()
+    create(first, "Of both")
+    checkpoint(first)
+    folder = tmp_path / "copy"
+    subprocess.run(["cp", "-a", first.folder, folder], check=True)
+    copy = dev(folder)
+    assert f"is a copy of {first.folder / '.todo-dev/postgres'}" in copy.stdout()
+    assert postmaster(copy).pid != postmaster(first).pid
+    create(copy, "Of the copy")
+    assert titles(first) == ["Of both"]
+    assert titles(copy) == ["Of the copy", "Of both"]
+    assert interrupt(copy) == 0
+    create(first, "Of the original")
+    assert titles(first) == ["Of the original", "Of both"]
 
-    def stop_before_the_shared_lock(descriptor: int, operation: int) -> None:
-        if operation == fcntl.LOCK_SH and file.exists() and not stopped:
-            stopped.append(int(file.read_text().split("\n")[0]))
-            os.kill(stopped[0], signal.SIGINT)
-            eventually(lambda: not file.exists(), within=20)
-        lock(descriptor, operation)
 
-    monkeypatch.setattr(fcntl, "flock", stop_before_the_shared_lock)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "postgres/postmaster.pid"
-        with todo.embedded_postgres(Path(folder) / "postgres") as url:
-            psycopg.connect(url).close()
-        assert stopped
-        assert not file.exists()
+def test_data_that_may_be_in_use_elsewhere_are_not_touched(dev: Dev) -> None:
+    """A folder of that name is not here: another container's, or a folder that was moved."""
+    first = dev()
+    interrupt(first)
+    file = first.folder / ".todo-dev/postgres/postmaster.pid"
+    file.write_text("4711\n/elsewhere/postgres\n1700000000\n5432\n/tmp/todo-x\n\n1 2\nready\n")
+    refused = dev(first.folder, wait=False)
+    assert_refused(refused, "process 4711", "/elsewhere/postgres", f"rm {file}")
+    assert file.exists()
+    file.unlink()
+    assert serves(dev(first.folder))
+
+
+def test_a_pid_that_belongs_to_somebody_else_by_now_is_left_alone(dev: Dev) -> None:
+    """As after a restart of the machine: the file is there, its process is not."""
+    first = dev()
+    kill(postmaster(first))
+    first.process.kill()
+    file = first.folder / ".todo-dev/postgres/postmaster.pid"
+    other = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    try:
+        lines = file.read_text().split("\n")
+        file.write_text("\n".join([str(other.pid), *lines[1:]]))
+        assert serves(dev(first.folder))
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_dev_is_one_process_and_says_so(dev: Dev) -> None:
+    server = dev(WORKERS="3")
+    assert "WORKERS is not used" in server.stdout()
+    assert len(server.log_lines("settings from")) == 1
+    assert psutil.Process(server.process.pid).children() == []
+
+
+def test_who_reads_no_further_than_the_first_line_ends_it(serve: Serve, used: Path) -> None:
+    """`todo.py dev | head -1`: no traceback, and PostgreSQL is stopped."""
+    command = ("bash", "-c", f"{sys.executable} todo.py dev | head -0")
+    server = serve(NO_SETTINGS, command=command, folder=used, files=(), wait=False)
+    server.wait()
+    assert "Traceback" not in server.stderr()
+    assert "BrokenPipe" not in server.stderr()
+    assert postgres_folder(server) == []
 
 
 PLACES = {
@@ -452,8 +504,8 @@ def test_a_port_in_use_is_said_before_anything_is_started_with_the_line_that_hel
     assert_refused(second, f"PORT {first.port}", "Address already in use")
     assert CREATING not in second.stdout()
     line = second.stderr().rstrip().split(": ")[-1]
-    assert line == f"PORT={first.port + 1} {sys.executable} todo.py dev"
-    command = ("bash", "-c", f"exec env {line}")
+    assert line == f"PORT={first.port + 1}"
+    command = ("bash", "-c", f"exec env {line} {sys.executable} todo.py dev")
     other = serve({**NO_SETTINGS, "PORT": None}, command=command, folder=second.folder, wait=False)
     printed(other)
     assert f"http://127.0.0.1:{first.port + 1}\n" in other.stdout()

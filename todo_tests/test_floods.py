@@ -134,6 +134,20 @@ async def slow(port: int, *, chunked: bool) -> Answer:
     return answer
 
 
+async def late(port: int) -> Answer:
+    """A request that begins late in the time of a silent client and ends behind it."""
+    caller = Caller(port)
+    request = caller.request("POST", "", {"title": "Late"})
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    await asyncio.sleep(22)
+    for part in (request[:10], request[10:-10], request[-10:]):
+        writer.write(part)
+        await asyncio.sleep(5)
+    answer = await read_answer(reader)
+    writer.close()
+    return answer
+
+
 async def half_open(port: int) -> tuple[float, float, float]:
     """300 connections with half a head.
 
@@ -193,6 +207,7 @@ def waits(server: Server) -> Iterator[AllAtOnce]:
     with AllAtOnce(
         half_open=half_open(server.port),
         unread=unread(server),
+        late=late(server.port),
         **{kind: stall(server.port, kind) for kind in STALLS},
         **{kind: slow(server.port, chunked=chunked) for kind, chunked in SLOW.items()},
     ) as all_at_once:
@@ -349,6 +364,11 @@ async def test_who_reads_nothing_does_not_keep_the_server_from_ending(serve: Ser
 def test_an_honest_body_that_takes_20_s_is_stored(waits: AllAtOnce, kind: str) -> None:
     answer = waits[kind]
     assert (answer.status, answer.body["title"]) == (201, "Slow")
+
+
+def test_a_request_that_begins_late_has_its_whole_time(waits: AllAtOnce) -> None:
+    answer = waits["late"]
+    assert (answer.status, answer.body["title"]) == (201, "Late")
 
 
 @pytest.mark.parametrize("kind", STALLS)

@@ -120,10 +120,6 @@ REFUSED: dict[str, Variables] = {
         "PORT": "65536",
         "DB_TIMEOUT": "0",
     },
-    "JWKS_URL with a space; BETTER_AUTH_URL with a tab": {
-        "JWKS_URL": "http://localhost:3000/jwks?key=hun ter2",
-        "BETTER_AUTH_URL": "http://localhost:3000/a\tb",
-    },
     "BETTER_AUTH_URL without a host; PORT negative; DB_TIMEOUT nan": {
         "BETTER_AUTH_URL": "http://",
         "PORT": "-1",
@@ -496,7 +492,7 @@ def test_the_port_proposed_in_place_of_the_last_one_exists(serve: Serve) -> None
     with socket.create_server(("127.0.0.1", 65535)):
         server = serve({"PORT": "65535"}, wait=False)
         assert server.wait() == 1
-    assert "PORT=65534 " in server.stderr()
+    assert server.stderr().endswith("PORT=65534\n")
 
 
 HOSTS = {
@@ -523,6 +519,7 @@ def unheard(database_url: str) -> Iterator[dict[str, Server]]:
 def test_a_host_that_cannot_be_listened_on_is_named(unheard: dict[str, Server], case: str) -> None:
     server = unheard[case]
     assert server.wait() == 1
-    [message] = server.stderr().splitlines()
+    message, hint = server.stderr().splitlines()
     assert message.startswith("todo.py cannot start: ")
     assert "HOST" in message
+    assert hint.startswith("HOST must be an address of this machine: 127.0.0.1, ")

@@ -23,6 +23,7 @@ from todo_tests.support import (
     TITLE_TYPE,
     USER_ID,
     Account,
+    Server,
     assert_error,
     assert_task,
     bearer,
@@ -301,9 +302,17 @@ async def chunks(body: bytes) -> AsyncIterator[bytes]:
         yield body[start : start + 4096]
 
 
+@pytest.fixture
+async def served(server: Server, user: str) -> AsyncIterator[Account]:
+    """The user as a client of a real server, which raises the 413."""
+    async with httpx.AsyncClient(base_url=server.url, verify=False) as client:
+        yield Account(client, user)
+
+
 @pytest.mark.parametrize("declared", [True, False], ids=["declared", "chunked"])
-async def test_a_body_may_have_64_kib_and_no_byte_more(account: Account, declared: bool) -> None:
-    """Design 4, body: 413."""
+async def test_a_body_may_have_64_kib_and_no_byte_more(served: Account, declared: bool) -> None:
+    """Design 4, body: 413; the connection ends with it, and says so."""
+    account = served
     assert len(padded(KIB_64)) == KIB_64
 
     async def post(body: bytes) -> httpx.Response:
@@ -312,7 +321,9 @@ async def test_a_body_may_have_64_kib_and_no_byte_more(account: Account, declare
 
     assert (await post(padded(KIB_64))).status_code == 201
     for size in (KIB_64 + 1, 50 * KIB_64):
-        assert_error(await post(padded(size)), "PAYLOAD_TOO_LARGE")
+        response = await post(padded(size))
+        assert_error(response, "PAYLOAD_TOO_LARGE")
+        assert response.headers["connection"] == "close"
     [task] = await account.tasks()
     response = await account.send("PUT", task["id"], content=padded(KIB_64 + 1), headers=JSON)
     assert_error(response, "PAYLOAD_TOO_LARGE")

@@ -1,5 +1,6 @@
 // A caller in strict TypeScript: what compiles works, and what is wrong does not compile.
 import createClient from "openapi-fetch";
+import { same } from "./same.js";
 import type { components, paths } from "./todo-api.d.ts";
 
 type Schemas = components["schemas"];
@@ -8,11 +9,6 @@ declare const process: { argv: string[] };
 const [baseUrl, token, user_id] = process.argv.slice(2) as [string, string, string];
 const api = createClient<paths>({ baseUrl, headers: { Authorization: `Bearer ${token}` } });
 const path = { user_id };
-
-function same(seen: unknown, expected: unknown): void {
-  if (JSON.stringify(seen) !== JSON.stringify(expected))
-    throw new Error(`${JSON.stringify(seen)} is not ${JSON.stringify(expected)}`);
-}
 
 const created = await api.POST("/api/{user_id}/tasks", { params: { path }, body: { title: "Tea" } });
 if (!created.data) throw new Error(created.error.detail);

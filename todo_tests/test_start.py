@@ -1,0 +1,251 @@
+"""What the start says of the database and of its table; the lines that it prints mend them."""
+
+import math
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import psycopg
+import pytest
+
+import todo
+from todo_tests.support import (
+    ALL_FILES,
+    Database,
+    OwnPostgres,
+    Relay,
+    Serve,
+    Server,
+    assert_refused,
+    eventually,
+    servers,
+)
+
+pytestmark = pytest.mark.slow
+
+MakeSettings = Callable[..., todo.Settings]
+
+
+# A connection that is lost
+
+
+class Cutter(Relay):
+    """Cuts one connection at the round trip `until`, and lets all others pass."""
+
+    def pass_on(self, data: bytes, listener: socket.socket) -> None:
+        if self.round_trips == self.until:
+            self.until = math.inf
+            listener.shutdown(socket.SHUT_RDWR)
+        else:
+            listener.sendall(data)
+
+
+COMMANDS = ("serve", "init-db", "check")
+MOMENTS = range(1, 8)
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[OwnPostgres]:
+    with OwnPostgres() as server:
+        yield server
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_connection_lost_at_any_moment_of_a_command_leaves_no_traceback(
+    serve: Serve, database: OwnPostgres, command: str
+) -> None:
+    """`serve` and `init-db` take another one; `check` says it."""
+    with database.new_database(schema=True) as url, ExitStack() as stack:
+        relays = [stack.enter_context(Cutter(database.port, until=moment)) for moment in MOMENTS]
+        started = [
+            serve(database_url=relay.url(url), args=(command,), files=ALL_FILES, wait=False)
+            for relay in relays
+        ]
+        for server, relay in zip(started, relays, strict=True):
+            if command == "serve":
+                server.wait_until_it_serves()
+                server.stop()
+            code = server.wait()
+            assert "Traceback" not in server.stdout() + server.stderr()
+            if command == "check":
+                cut = math.isinf(relay.until)
+                assert ("FAIL  database: " in server.stdout()) == cut
+            else:
+                assert code == 0, server.stderr()
+
+
+def test_a_start_takes_three_round_trips(
+    make_settings: MakeSettings, database: OwnPostgres
+) -> None:
+    """Two make the connection, one asks for everything."""
+    with database.new_database(schema=True) as url, Relay(database.port) as relay:
+        settings = make_settings(neon_db_url=relay.url(url))
+        todo.with_database(settings, todo.require_table, 5.0)
+        assert relay.round_trips <= 3
+
+
+def test_a_statement_timeout_that_is_too_short_is_named(
+    serve: Serve, database: OwnPostgres
+) -> None:
+    with database.new_database(schema=True) as url:
+        database.set_default(url, "statement_timeout", "'1ms'")
+        servers = [
+            serve(database_url=url, args=(name,), files=ALL_FILES, wait=False) for name in COMMANDS
+        ]
+        for server in servers[:2]:
+            assert_refused(server, "statement timeout", "statement_timeout")
+        assert servers[2].wait() == 1
+        assert "statement_timeout" in servers[2].stdout()
+        assert "Traceback" not in servers[2].stderr()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def waiting(database: OwnPostgres) -> Iterator[dict[str, Server]]:
+    """Starts that wait for a while; begun early."""
+    database.execute("create role without_room login connection limit 0")
+    with servers("") as serve, OwnPostgres() as ending, psycopg.connect(ending.url) as last:
+        assert ending.process is not None
+        ending.process.terminate()  # a smart shutdown: it waits for the last connection
+
+        def shuts_down() -> bool:
+            try:
+                psycopg.connect(ending.url).close()
+            except psycopg.OperationalError as exc:
+                return "shutting down" in str(exc)
+            return False
+
+        eventually(shuts_down)
+        crowded = database.url.replace("postgres@", "without_room@")
+        yield {
+            "too many connections for role": serve(database_url=crowded, wait=False),
+            "the database system is shutting down": serve(database_url=ending.url, wait=False),
+        }
+        last.close()
+
+
+# The table
+
+OLDER = {
+    "SQLModel's": """
+        create table tasks (id serial primary key, user_id varchar not null, title varchar not null,
+            description varchar(1000), completed boolean not null,
+            created_at timestamp not null, updated_at timestamp not null);
+        insert into tasks (user_id, title, completed, created_at, updated_at)
+            values ('demo', 'Old', true, '2024-01-02 03:04:05', '2024-01-02 03:04:05')""",
+    "nullable": """
+        create table tasks (id bigserial primary key, user_id text not null, title text,
+            description text, completed boolean, created_at timestamp default now(),
+            updated_at timestamp default timezone('utc', now()), more text not null);
+        insert into tasks (user_id, title, created_at, more)
+            values ('demo', 'Old', '2024-01-02 03:04:05', '')""",
+    "half": """
+        create table tasks (id int generated always as identity primary key, user_id text not null,
+            title text not null, "order" int not null, completed int not null default 0,
+            created_at timestamp not null default now());
+        insert into tasks (user_id, title, "order", completed, created_at)
+            values ('demo', 'Old', 1, 1, '2024-01-02 03:04:05')""",
+}
+
+
+def lines_of(faults: list[str]) -> list[str]:
+    """The SQL that they propose."""
+    return [fault.partition(": ")[2] for fault in faults if fault.endswith(";")]
+
+
+@pytest.mark.parametrize("case", OLDER)
+def test_an_older_table_is_mended_by_the_lines_that_the_start_prints(
+    serve: Serve, postgres: Database, empty_database: str, case: str
+) -> None:
+    """All at once; and init-db leaves the table as it is."""
+    postgres.execute(f"set timezone = 'Asia/Tokyo'; {OLDER[case]}", database_url=empty_database)
+    started = serve(database_url=empty_database, wait=False)
+    made = serve(database_url=empty_database, args=("init-db",), files=ALL_FILES, wait=False)
+    assert_refused(started, "alter table tasks")
+    assert_refused(made, "alter table tasks")
+    assert made.stderr() == started.stderr()
+    for line in lines_of(started.stderr().splitlines()):
+        postgres.execute(f"set timezone = 'Asia/Tokyo'; {line}", database_url=empty_database)
+    again = serve(database_url=empty_database, args=("init-db",), files=ALL_FILES, wait=False)
+    assert again.wait() == 0, again.stderr()
+    with psycopg.connect(empty_database, autocommit=True) as connection:
+        todo.try_table(connection, "demo")
+        [row] = connection.execute("select title, created_at at time zone 'UTC' from tasks")
+    assert [str(value) for value in row] == ["Old", "2024-01-02 03:04:05"]
+
+
+SERVING = {
+    "integer ids, text columns, a foreign key, no index": """
+        create table users (id text primary key); insert into users values ('demo');
+        create table tasks (id serial primary key, user_id text not null references users,
+            title text not null, description varchar(1000),
+            completed boolean not null default false,
+            created_at timestamptz not null default now(),
+            updated_at timestamptz(3) not null default now())""",
+    "partitions": """
+        create table tasks (id bigint generated always as identity, user_id text not null,
+            title text not null, description text, completed boolean not null default false,
+            created_at timestamptz not null default now(),
+            updated_at timestamptz not null default now(), primary key (user_id, id))
+            partition by hash (user_id);
+        create table tasks_0 partition of tasks for values with (modulus 2, remainder 0);
+        create table tasks_1 partition of tasks for values with (modulus 2, remainder 1)""",
+    "more columns": """
+        create table tasks (id bigserial primary key, user_id varchar(255) not null, title text not
+            null, description text, completed boolean not null default false, "more" text, due date
+            not null default now(), created_at timestamptz not null default now(),
+            updated_at timestamptz not null default now())""",
+}
+
+
+@pytest.mark.parametrize("table", SERVING.values(), ids=SERVING)
+def test_a_table_that_serves_is_taken_as_it_is(
+    postgres: Database, empty_database: str, table: str
+) -> None:
+    """And the indexes that `check` proposes can be made."""
+    postgres.execute(table, database_url=empty_database)
+    with psycopg.connect(empty_database, autocommit=True) as connection:
+        assert todo.table_faults(connection) == []
+        todo.try_table(connection, "demo")
+        for line in todo.missing_indexes(connection):
+            connection.execute(line.encode())
+        assert todo.missing_indexes(connection) == []
+        assert connection.execute("select count(*) from tasks").fetchone() == (0,)
+
+
+def test_all_faults_of_a_table_are_said_at_once(postgres: Database, fresh_database: str) -> None:
+    postgres.execute(
+        "alter table tasks alter created_at type timestamp, drop description, drop completed,"
+        " alter title drop not null, alter id drop identity",
+        database_url=fresh_database,
+    )
+    with psycopg.connect(fresh_database, autocommit=True) as connection:
+        faults = todo.table_faults(connection)
+    assert faults[0] == "PostgreSQL says: column tasks.description does not exist"
+    assert dict(fault.removesuffix(";").split(": alter table tasks ") for fault in faults[1:]) == {
+        "column id is not filled in by the database": (
+            "alter id add generated by default as identity"
+        ),
+        "column title may be null": "alter title set not null",
+        "column description is missing": "add description text",
+        "column completed is missing": "add completed boolean default false not null",
+        "column created_at is timestamp without time zone": (
+            "alter created_at drop default, alter created_at"
+            " type timestamp with time zone using created_at at time zone 'UTC',"
+            " alter created_at set default current_timestamp"
+        ),
+    }
+
+
+# Last, because it takes its time
+
+
+@pytest.mark.parametrize(
+    "said", ["too many connections for role", "the database system is shutting down"]
+)
+def test_a_database_that_takes_no_connection_is_waited_for(
+    waiting: dict[str, Server], said: str
+) -> None:
+    begun = time.monotonic()
+    assert_refused(waiting[said], "NEON_DB_URL cannot be reached", said)
+    assert time.monotonic() - begun < 20
