@@ -1773,12 +1773,16 @@ async def _get(url: str) -> bytes:
         writer.write(f"GET {target} HTTP/1.1\r\nHost: {parts.netloc}\r\n{headers}\r\n\r\n".encode())
         response = JWKSResponse()
         parser = httptools.HttpResponseParser(response)
+        received = 0
         while not response.complete and (data := await reader.read(JWKS_MAX)):
-            parser.feed_data(data)
-            if len(response.body) > JWKS_MAX:
+            received += len(data)
+            if received > JWKS_MAX:
                 raise JWKSError(f"the answer has more than {JWKS_MAX} bytes")
+            parser.feed_data(data)
     finally:
         writer.transport.abort()
+    if not received:
+        raise EOFError("the connection was closed without an answer")
     if parser.get_status_code() != http.HTTPStatus.OK:
         raise _refusal(parser.get_status_code(), response.headers)
     return response.body
