@@ -437,6 +437,47 @@ async def test_an_answer_that_comes_too_late_is_called_so(
     assert warnings_of("no keys") == late_ones
 
 
+SENTENCES = {
+    "500": "status 500",
+    "closed": "closed without an answer",
+    "huge": "the answer has more than 262144 bytes",
+    "HTML": "JSONDecodeError Expecting value",
+    "no member keys": "KeyError 'keys'",
+    "not HTTP": "Expected HTTP/",
+}
+
+
+@pytest.mark.parametrize("fault", SENTENCES)
+async def test_the_log_says_what_is_wrong_with_an_answer(
+    client: httpx.AsyncClient, issuer: Issuer, user: str, warnings_of: WarningsOf, fault: str
+) -> None:
+    issuer.answer = FAULTS[fault]
+    assert_unavailable(await get(client, issuer.bearer(user), user))
+    [warning] = warnings_of(f"no keys from {issuer.url}/api/auth/jwks: ")
+    assert SENTENCES[fault] in warning
+
+
+async def test_an_endless_head_is_no_longer_read_than_a_body(
+    client: httpx.AsyncClient, issuer: Issuer, user: str
+) -> None:
+    """Within the two seconds it would be some hundred MiB."""
+    hung_up = Event()
+
+    def flood(request: BaseHTTPRequestHandler) -> None:
+        request.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        with contextlib.suppress(OSError):
+            for number in range(100_000):
+                request.wfile.write(b"X-%d: %s\r\n" % (number, b"y" * 4000))
+            return
+        hung_up.set()
+
+    issuer.answer = flood
+    began = time.monotonic()
+    assert_unavailable(await get(client, issuer.bearer(user), user))
+    assert time.monotonic() - began < TIMEOUT / 2
+    assert await asyncio.to_thread(hung_up.wait, 1.0)
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("place", ["{}/moved", "/moved", "//elsewhere.example/moved"])
 async def test_a_redirect_is_logged_with_its_place_and_without_its_query(
