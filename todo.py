@@ -1721,6 +1721,7 @@ class Database:
 KEYS_RETRY = 10.0  # seconds between fetches while Better Auth does not answer and keys are known
 JWKS_TIMEOUT = 2.0  # seconds
 JWKS_MAX = 256 * 1024  # bytes
+UNUSABLE_MAX = 10  # keys of a fetch that the log names
 JWKS_BURST = 3  # fetches without a pause
 JWKS_PAUSE = 1.0  # seconds between fetches beyond those
 RETRY_AFTER_MAX = 60.0  # seconds that Better Auth may ask for
@@ -1772,12 +1773,16 @@ async def _get(url: str) -> bytes:
         writer.write(f"GET {target} HTTP/1.1\r\nHost: {parts.netloc}\r\n{headers}\r\n\r\n".encode())
         response = JWKSResponse()
         parser = httptools.HttpResponseParser(response)
+        received = 0
         while not response.complete and (data := await reader.read(JWKS_MAX)):
-            parser.feed_data(data)
-            if len(response.body) > JWKS_MAX:
+            received += len(data)
+            if received > JWKS_MAX:
                 raise JWKSError(f"the answer has more than {JWKS_MAX} bytes")
+            parser.feed_data(data)
     finally:
         writer.transport.abort()
+    if not received:
+        raise EOFError("the connection was closed without an answer")
     if parser.get_status_code() != http.HTTPStatus.OK:
         raise _refusal(parser.get_status_code(), response.headers)
     return response.body
@@ -1795,17 +1800,24 @@ def _refusal(status: int, headers: Mapping[bytes, bytes]) -> JWKSError:
 
 
 def _usable(key: dict[str, Any]) -> jwt.PyJWK:
-    """Key that verifies tokens. Raises ValueError that says why it does not, or PyJWT's errors."""
-    kid, algorithm = key.get("kid"), key.get("alg", "EdDSA")
+    """Key that verifies tokens. Raises ValueError that says which one does not, and why."""
+    kid = key.get("kid")
+    name = ascii(kid)[:50]
     if not isinstance(kid, str):
         raise ValueError("a key without kid")
     if "d" in key:  # whoever reads the set could sign
-        raise ValueError(f"{kid!a} is a private key")
+        raise ValueError(f"{name} is a private key")
     if key.get("use", "sig") != "sig" or "verify" not in key.get("key_ops", ["verify"]):
-        raise ValueError(f"{kid!a} is not to verify with")
-    if algorithm not in ASYMMETRIC:
-        raise ValueError(f"{kid!a} is of algorithm {algorithm!a}")
-    return jwt.PyJWK(key)
+        raise ValueError(f"{name} is not to verify with")
+    if "alg" in key and key["alg"] not in ASYMMETRIC:
+        raise ValueError(f"{name} is of algorithm {ascii(key['alg'])[:50]}")
+    try:
+        parsed = jwt.PyJWK(key)
+    except Exception as exc:  # noqa: BLE001 whatever PyJWT raises for it
+        raise ValueError(f"{name} cannot be read: {str(exc) or type(exc).__name__}") from None
+    if parsed.algorithm_name not in ASYMMETRIC:  # of its type and curve, where the key names none
+        raise ValueError(f"{name} is of algorithm {parsed.algorithm_name!a}")
+    return parsed
 
 
 async def fetch_jwks(url: str) -> tuple[Keys, list[str]]:
@@ -1818,13 +1830,13 @@ async def fetch_jwks(url: str) -> tuple[Keys, list[str]]:
     except TimeoutError:
         raise JWKSError(f"no whole answer within {JWKS_TIMEOUT:.0f} s") from None
     except JWKS_FAULTS as exc:
-        raise JWKSError(f"{type(exc).__name__} {exc}") from None
+        raise JWKSError(f"{type(exc).__name__} {exc}"[:200]) from None
     for key in members:
         try:
             parsed = _usable(key)
             keys[key["kid"], parsed.algorithm_name] = parsed
-        except Exception as exc:  # noqa: BLE001 whatever PyJWT raises: one bad key spoils no other
-            unusable.append(str(exc)[:100] or type(exc).__name__)
+        except Exception as exc:  # noqa: BLE001 one bad key spoils no other
+            unusable.append(str(exc)[:200])
     return keys, unusable
 
 
@@ -1834,6 +1846,7 @@ class KeySet:
     def __init__(self, url: str) -> None:
         self.url = url
         self.keys: Keys = {}
+        self.unusable: set[str] = set()  # why others of the last good fetch are not
         # In the loop's time: when the last good fetch began, until when keys serve without another,
         # and before when none begins.
         self.fetched_at = self.fresh_until = self.next_fetch_at = -math.inf
@@ -1872,8 +1885,10 @@ class KeySet:
             began = loop.time()
             keys, unusable = await fetch_jwks(self.url)
             self.keys, self.fetched_at, self.fresh_until = keys, began, began + KEYS_MAX_AGE
-            for reason in unusable:
+            new = set(unusable) - self.unusable  # invented tokens have the same set fetched again
+            for reason in sorted(new)[:UNUSABLE_MAX]:
                 log.warning("a key of the JWKS is not used: %s", reason)
+            self.unusable = set(unusable)
         except JWKSError as exc:
             self.fresh_until = loop.time() + max(KEYS_RETRY, exc.pause)
             self.next_fetch_at = max(self.next_fetch_at, loop.time() + exc.pause)

@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
-from jwt.algorithms import get_default_algorithms
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from jwt.algorithms import ECAlgorithm, get_default_algorithms
 
 from todo_tests.better_auth import GENERATE, Issuer, Key, api, respond
 from todo_tests.support import assert_error, bearer, new_user, path_of
@@ -437,6 +437,47 @@ async def test_an_answer_that_comes_too_late_is_called_so(
     assert warnings_of("no keys") == late_ones
 
 
+SENTENCES = {
+    "500": "status 500",
+    "closed": "closed without an answer",
+    "huge": "the answer has more than 262144 bytes",
+    "HTML": "JSONDecodeError Expecting value",
+    "no member keys": "KeyError 'keys'",
+    "not HTTP": "Expected HTTP/",
+}
+
+
+@pytest.mark.parametrize("fault", SENTENCES)
+async def test_the_log_says_what_is_wrong_with_an_answer(
+    client: httpx.AsyncClient, issuer: Issuer, user: str, warnings_of: WarningsOf, fault: str
+) -> None:
+    issuer.answer = FAULTS[fault]
+    assert_unavailable(await get(client, issuer.bearer(user), user))
+    [warning] = warnings_of(f"no keys from {issuer.url}/api/auth/jwks: ")
+    assert SENTENCES[fault] in warning
+
+
+async def test_an_endless_head_is_no_longer_read_than_a_body(
+    client: httpx.AsyncClient, issuer: Issuer, user: str
+) -> None:
+    """Within the two seconds it would be some hundred MiB."""
+    hung_up = Event()
+
+    def flood(request: BaseHTTPRequestHandler) -> None:
+        request.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        with contextlib.suppress(OSError):
+            for number in range(100_000):
+                request.wfile.write(b"X-%d: %s\r\n" % (number, b"y" * 4000))
+            return
+        hung_up.set()
+
+    issuer.answer = flood
+    began = time.monotonic()
+    assert_unavailable(await get(client, issuer.bearer(user), user))
+    assert time.monotonic() - began < TIMEOUT / 2
+    assert await asyncio.to_thread(hung_up.wait, 1.0)
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize("place", ["{}/moved", "/moved", "//elsewhere.example/moved"])
 async def test_a_redirect_is_logged_with_its_place_and_without_its_query(
@@ -465,17 +506,30 @@ async def test_a_hostile_answer_breaks_no_line_of_the_log(
     assert_unavailable(await get(client, issuer.bearer(user), user))
     issuer.answer = raw("HTTP/1.\u2028\x85forged\x1b[31m\r\n\r\n".encode())
     assert_unavailable(await get(client, issuer.bearer(user), user))
+    issuer.answer = raw(b"x" * 60_000 + b"\r\n\r\n")
+    assert_unavailable(await get(client, issuer.bearer(user), user))
     warnings = warnings_of("no keys")
-    assert len(warnings) == 3
+    assert len(warnings) == 4
     assert [text for text in warnings if not text.isprintable() or len(text) > 600] == []
 
 
+P384 = ECAlgorithm.to_jwk(ec.generate_private_key(ec.SECP384R1()).public_key(), as_dict=True)
 NAMED: dict[str, tuple[dict[str, Any], str]] = {
     "no kid": ({"kid": None}, "a key without kid"),
     "kid number": ({"kid": 4711}, "a key without kid"),
     "ES384": ({"alg": "ES384", "kid": "a-kid"}, "'a-kid' is of algorithm 'ES384'"),
     "RSA-OAEP": ({"alg": "RSA-OAEP", "kid": "a-kid"}, "'a-kid' is of algorithm 'RSA-OAEP'"),
     "none": ({"alg": "none", "kid": "a-kid"}, "'a-kid' is of algorithm 'none'"),
+    "P-384 without alg": (
+        {**P384, "alg": ..., "kid": "a-kid"},
+        "'a-kid' is of algorithm 'ES384'",
+    ),
+    "oct without alg": (
+        {"kty": "oct", "k": OCT, "alg": ..., "kid": "a-kid"},
+        "'a-kid' is of algorithm 'HS256'",
+    ),
+    "a long type": ({"kty": "x" * 5000, "kid": "a-kid"}, "'a-kid' cannot be read: "),
+    "no x": ({"x": 5, "kid": "a-kid"}, "'a-kid' cannot be read: "),
     "private": ({"d": "AAAA", "kid": "a-kid"}, "'a-kid' is a private key"),
     "encryption": ({"use": "enc", "kid": "a-kid"}, "'a-kid' is not to verify with"),
     "deriving": ({"key_ops": ["deriveBits"], "kid": "a-kid"}, "'a-kid' is not to verify with"),
@@ -493,14 +547,32 @@ async def test_a_key_that_is_not_used_is_named_in_the_log(
 ) -> None:
     """Once a fetch, without the key itself."""
     odd = {**Key("EdDSA").jwk, **members}
+    odd = {name: value for name, value in odd.items() if value is not ...}
     issuer.answer = answer(json.dumps({"keys": [odd, issuer.keys[0].jwk]}).encode())
     assert await accepts(client, issuer)
     assert await accepts(client, issuer)
     [warning] = warnings_of("a key of the JWKS is not used: ")
     assert words in warning
     assert warning.isprintable()
-    assert len(warning) < 200
-    assert odd["x"] not in warning
+    assert len(warning) < 300
+    assert str(odd["x"]) not in warning
+
+
+async def test_keys_that_are_not_used_flood_no_log(
+    client: httpx.AsyncClient, issuer: Issuer, warnings_of: WarningsOf
+) -> None:
+    """However many there are, and however often invented tokens have them fetched."""
+    odd = [{"kid": f"kid-{number}", "alg": "ES384"} for number in range(3000)]
+    issuer.answer = answer(json.dumps({"keys": [*odd, issuer.keys[0].jwk]}).encode())
+    assert await accepts(client, issuer)
+    assert 1 <= len(warnings_of("a key of the JWKS")) <= 20
+    named = len(warnings_of("a key of the JWKS"))
+    assert_error(await invented(client, issuer), "INVALID_TOKEN")
+    assert len(issuer.fetches) == 2
+    assert len(warnings_of("a key of the JWKS")) == named
+    issuer.answer = answer(json.dumps({"keys": [{"kid": "new", "alg": "ES384"}]}).encode())
+    await invented(client, issuer)
+    assert len(warnings_of("a key of the JWKS")) == named + 1
 
 
 async def test_keys_that_are_used_are_not_named(
