@@ -1867,10 +1867,11 @@ class HTTPProtocol(asyncio.Protocol):
         self.server_state.tasks.discard(task)
         if self.transport.is_closing():
             return
-        del self.exchange  # it may be large
         if not self.answered:
             self.transport.abort()
-        elif self.transport.get_write_buffer_size():
+            return
+        del self.exchange  # it may be large
+        if self.transport.get_write_buffer_size():
             self._enter(State.SENDING)
         else:
             self._sent()

@@ -857,6 +857,7 @@ async def test_an_answer_in_pieces_is_one_and_an_unsound_one_is_none(serve: Serv
     assert [answer.content for answer in told] == [b"one two three", *[b"one  three"] * 2]
     for path in (b"/split", b"/stops"):
         assert await answers(port, GET.replace(b"/healthz", path) + b"\r\n" + LAST) == []
+    assert "AttributeError" not in server.stderr()
 
 
 def test_the_log_of_all_this_holds_no_traceback(server: Server) -> None:
