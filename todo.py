@@ -22,8 +22,8 @@ reaches a task that is not theirs. `openapi.yaml` is the contract, `schema.sql` 
     python todo.py            serve, configured by the environment or `.env`
     python todo.py --help     the other commands: init-db, token, check
 
-The file has three parts. `grep '^# ===' todo.py` lists their sections. To know what the service
-does, read the first part alone: the others carry it.
+The file has three parts. `grep '^# ===' todo.py` lists their sections. The first part says what
+the service does, and can be read alone.
 
     THE SERVICE      Table and statements, Models, Errors, Endpoints, Authentication, Settings, App
     THE MACHINERY    Database, Key set, HTTP server, Log writer
@@ -31,16 +31,17 @@ does, read the first part alone: the others carry it.
 
 Where a change goes, besides `openapi.yaml` and a test:
 
-    a field of a task      `tasks`, `_row`, `_new` and `_created`; the models, and MESSAGES for each
-                           of pydantic's error types; schema.sql, with `alter table` for databases
-                           that exist (the new column first, the new todo.py after it)
-    a filter of the list   FILTERS, `filter_values`, MESSAGES; an index in schema.sql
-    a further read         a statement (compile_statement, `statements`), an endpoint, ROUTES
-    another operation      the same
+    a field of a task      `tasks`, `_row` (with `coalesce` if it may be null), `_new`, `_created`;
+                           the models, with an entry of MESSAGES for each error that pydantic may
+                           raise; schema.sql, and `alter table` for databases that exist, before
+                           the new todo.py serves them
+    a filter of the list   FILTERS and FILTER_VALUES; an `sa.Index`, and the same in schema.sql
+    another operation      a statement, which `statements` lists; an endpoint; ROUTES, where a fixed
+                           path such as `.../tasks/stats` stands before `.../tasks/{id}`
     an error               ERRORS
     a variable             Settings, .env.example, README
-    a check of every call  a middleware in create_app: a rate limit, for example, behind the one
-                           of authentication, which knows the user
+    a check of each call   a middleware in create_app. After AuthenticationMiddleware,
+                           `scope.get("user")` is the caller: the place of a rate limit, say
 """
 
 from __future__ import annotations
@@ -185,16 +186,16 @@ DIALECT = postgresql.dialect(paramstyle="numeric_dollar")  # type: ignore[no-unt
 
 
 class Kind(Enum):
-    """What a statement does. The queue of the database decides by it what shares a round trip."""
+    """What a statement does. By it, the database's queue decides what shares a round trip."""
 
-    READ = auto()  # one row
-    LIST = auto()  # any number of rows
+    READ = auto()  # one row, found by an index
+    LIST = auto()  # any number of rows, or one that takes long
     CREATE = auto()
     CHANGE = auto()  # it locks rows, so others may have to wait behind it
 
     @property
     def read_only(self) -> bool:
-        """Whether a repetition changes nothing."""
+        """Whether it can be repeated without harm."""
         return self in {Kind.READ, Kind.LIST}
 
 
@@ -223,14 +224,14 @@ def _time_json(column: sa.Column[Any]) -> Any:
     last: Any = sa.literal_column(TIME_MAX)
     kept = sa.func.least(sa.func.greatest(column, first), last)
     in_utc = sa.func.timezone(sa.literal_column("'UTC'"), kept)
-    # E, or the meaning of a backslash would depend on standard_conforming_strings.
+    # An E'' string, because standard_conforming_strings changes backslashes in any other.
     form = r"""E'\\"YYYY-MM-DD"T"HH24:MI:SS.US"Z\\"'"""
     return sa.func.to_char(in_utc, sa.literal_column(form))
 
 
 _description_json = sa.cast(sa.func.to_json(tasks.c.description), sa.Text)
-# JSON object of a row, as text: PostgreSQL makes it in four fifths of the time of row_to_json. Each
-# value is JSON, as text or as concat() writes it.
+# JSON object of a row, as text: PostgreSQL makes it 20 % faster than with row_to_json. Each value is
+# JSON, as text or as concat() writes it.
 _row: dict[str, Any] = {
     '{"id":': tasks.c.id,
     ',"user_id":': sa.bindparam("owner_json", type_=sa.Text),  # cheaper than to_json of the column
@@ -259,10 +260,9 @@ def list_statement(filters: tuple[str, ...] = ()) -> Statement:
        and completed = $2
      order by id desc
     """
-    # The planner does not see the value of a subquery. Where few users have many tasks, the value
-    # would make the generic plan look too expensive, and each execution plan anew: 45 of the 125 µs
-    # of a list of 20. BETWEEN is redundant, but its estimate is small whatever the statistics say:
-    # without it, few users are a reason for a sequential scan.
+    # The subquery hides the value from the planner, so that it keeps one generic plan. Otherwise it
+    # plans each execution anew where few users have many tasks: 45 of the 125 µs of a list of 20.
+    # The redundant BETWEEN keeps the estimate of rows low, which avoids a sequential scan there.
     owner = sa.select(_owner).scalar_subquery()
     mine = (tasks.c.user_id == owner, tasks.c.user_id.between(owner, owner))
     conditions = (FILTERS[name] for name in filters)
@@ -270,20 +270,22 @@ def list_statement(filters: tuple[str, ...] = ()) -> Statement:
     return compile_statement(query, Kind.LIST)
 
 
-def _one(query: sa.Select[Any], kind: Kind) -> Statement:
-    # Always one row: the task, '' if another owner has it (403), null if nobody has (404). The
-    # condition names another owner: one's own task that is deleted meanwhile is still in the
-    # statement's snapshot, and would look like a 403.
+def _task_or_reason(query: sa.Select[Any], kind: Kind) -> Statement:
+    # Always one row: the task, '' if another user owns it (403), null if nobody does (404). It asks
+    # for another owner, because a task of the user's own that is deleted at the same time is still
+    # in the snapshot of the statement, and would look like a 403.
     another = sa.exists().where(tasks.c.id == _task, tasks.c.user_id != _owner)
     body = sa.func.coalesce(query.scalar_subquery(), sa.case((another, sa.literal_column("''"))))
     return compile_statement(sa.select(body), kind)
 
 
-def _changed(change: Any) -> Statement:
+def _changed_task(change: Any) -> Statement:
     # with task as (update tasks set ... where id = $1 and user_id = $2 returning concat(...) body)
     # select coalesce((select body from task), case when exists (
     #     select * from tasks where id = $1 and user_id <> $2) then '' end)
-    return _one(sa.select(change.where(_mine).returning(_body).cte("task").c.body), Kind.CHANGE)
+    return _task_or_reason(
+        sa.select(change.where(_mine).returning(_body).cte("task").c.body), Kind.CHANGE
+    )
 
 
 _new = {
@@ -299,10 +301,10 @@ _update = sa.update(tasks).values(updated_at=sa.func.clock_timestamp())
 
 # Each gives rows of one column: a task as JSON. PROBE gives none: it needs the table and access.
 CREATE = compile_statement(sa.insert(tasks).values(_created).returning(_body), Kind.CREATE)
-GET = _one(sa.select(_body).where(_mine), Kind.READ)
-UPDATE = _changed(_update.values(_updated))
-DELETE = _changed(sa.delete(tasks))
-TOGGLE = _changed(_update.values(completed=sa.not_(tasks.c.completed)))
+GET = _task_or_reason(sa.select(_body).where(_mine), Kind.READ)
+UPDATE = _changed_task(_update.values(_updated))
+DELETE = _changed_task(sa.delete(tasks))
+TOGGLE = _changed_task(_update.values(completed=sa.not_(tasks.c.completed)))
 PROBE = compile_statement(sa.select(tasks).limit(sa.literal_column("0")), Kind.READ)
 
 
@@ -360,6 +362,10 @@ MESSAGES = {
     },
     "completed": {"bool_type": "Completed must be true or false"},
     "body": {"model_type": "Body must be a JSON object"},
+}
+# What the text of a filter stands for, and the message for any other text.
+FILTER_VALUES: dict[str, tuple[Callable[[str], Any], str]] = {
+    "completed": ({"true": True, "false": False}.__getitem__, MESSAGES["completed"]["bool_type"]),
 }
 BAD_JSON = "Body must be valid JSON"
 BAD_ENCODING = "Body must be UTF-8"
@@ -436,7 +442,7 @@ class Problem(Exception):
 
 
 # === Endpoints ====================================================================================
-# One function an operation, then what they share, then the route of each path.
+# One function per operation, then what they share, then the route of each path.
 
 BODY_MAX = 64 * 1024  # bytes
 USER_ID = re.compile(rf"[^/\x00-\x1f\x7f-\x9f]{{1,{USER_ID_MAX}}}")
@@ -459,7 +465,7 @@ async def create_task(request: Request) -> Response:
     new = await body_values(request, NewTask)
     try:
         [body] = await request.app.state.database.run(CREATE, **path, **new)
-    except errors.ForeignKeyViolation as exc:  # it names the constraint: of a user who is gone
+    except errors.ForeignKeyViolation as exc:  # the user was deleted; the text names the constraint
         raise Problem("FORBIDDEN", str(exc)) from None
     location = f"/api/{quote(path['owner'], safe='')}/tasks/{from_json(body)['id']}"
     return json_response(body, 201, {"Location": location})
@@ -517,17 +523,16 @@ def path_values(request: Request) -> dict[str, Any]:
     return {"owner": owner, "owner_json": json_text(owner), "task": task}
 
 
-def filter_values(request: Request) -> dict[str, bool]:
+def filter_values(request: Request) -> dict[str, Any]:
     """Values of the list's filters, by name. Raises Problem with every fault at once."""
     values, fields = {}, {}
-    for name in FILTERS:
-        match request.query_params.getlist(name):
-            case []:
-                pass
-            case ["true" | "false" as value]:
-                values[name] = value == "true"
-            case _:
-                fields[name] = MESSAGES[name]["bool_type"]
+    for name, (value_of, message) in FILTER_VALUES.items():
+        if texts := request.query_params.getlist(name):
+            try:
+                [text] = texts
+                values[name] = value_of(text)
+            except (KeyError, ValueError):
+                fields[name] = message
     if fields:
         raise Problem("VALIDATION_ERROR", fields=fields)
     return values
@@ -568,7 +573,7 @@ class PathRoute(BaseRoute):
 
     def __init__(self, path: str, **handlers: Handler) -> None:
         self.path = path
-        # A user id may be empty, for an error that names it rather than a 404.
+        # An empty user id matches, so that it gets a 422 that names it, and not a 404.
         pattern = re.escape(path).replace(r"\{user_id\}", "(?P<user_id>[^/]*)")
         self.pattern = re.compile(pattern.replace(r"\{id\}", "(?P<id>[^/]+)").encode())
         self.handlers = handlers | ({"HEAD": handlers["GET"]} if "GET" in handlers else {})
@@ -662,7 +667,8 @@ DECODING: Options = {
     "verify_jti": False,
 }
 
-# A withdrawn key stops working within the sum of these while Better Auth answers: 5 minutes.
+# A withdrawn key stops working within the sum of these, 5 minutes, while Better Auth answers. While
+# it does not, known keys work on: an outage of Better Auth is none of this service.
 KEYS_MAX_AGE = 4 * 60.0  # seconds, after which keys are fetched again before use
 VERIFIED_MAX_AGE = 60.0  # seconds that a token verified by them is remembered
 VERIFIED_MAX = 10_000  # tokens, of which about 300 bytes each are kept
@@ -689,7 +695,7 @@ class TokenVerifier:
             raise Problem("AUTHENTICATION_REQUIRED", "no Authorization header")
         if len(credentials) > 1:
             raise Problem("INVALID_TOKEN", "several Authorization headers")
-        # Verifying costs 22 to 80 µs of CPU, a look into the memory 1. It keeps no token.
+        # Verifying costs 22 to 80 µs of CPU, a look into this cache 1. It holds digests, no tokens.
         digest = hashlib.sha256(credentials[0]).digest()
         user, until, expiry = self.verified.get(digest, ("", 0.0, 0.0))
         if time.monotonic() < until and time.time() < expiry:
@@ -809,7 +815,7 @@ Mistake = partial(PydanticCustomError, "mistake")
 
 
 def _bare(text: str) -> str:
-    """Refuse what a shell would have taken off: Better Auth may have been given the same."""
+    """Refuse white space and quotes at the ends. They may be part of what Better Auth was given."""
     if text != text.strip():
         raise Mistake("it has white space or a line end at one of its ends")
     if text[:1] == text[-1:] and text[:1] in {"'", '"'}:
@@ -870,8 +876,8 @@ def _split(value: Any) -> Any:
 
 
 Url = Annotated[str, AfterValidator(_http_url)]
-Items = (NoDecode, BeforeValidator(_split))
-Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...] | None, *Items]
+COMMA_SEPARATED = (NoDecode, BeforeValidator(_split))
+ClaimValues = Annotated[tuple[Annotated[str, Field(min_length=1)], ...] | None, *COMMA_SEPARATED]
 
 
 class TokenSettings(BaseSettings):
@@ -896,7 +902,7 @@ class TokenSettings(BaseSettings):
             source = getattr(exc, "filename", None) or env_file or secrets_dir
             raise StartupError(f"todo.py cannot read {source} ({reason})") from None
         except ValidationError as exc:
-            # By name, because each of several origins may be a fault.
+            # One line per variable, even if several of its items are wrong.
             lines = {fault["loc"][0]: cls._line_of(fault) for fault in exc.errors()}
             advice = (
                 "Set them in the environment or in .env (.env.example explains each variable).\n"
@@ -934,7 +940,9 @@ class Settings(TokenSettings):
         pattern=r"^[^?#]*$",
         description="the http(s) URL of the Better Auth server, such as http://localhost:3000",
     )
-    allowed_origins: Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], *Items] = Field(
+    allowed_origins: Annotated[
+        tuple[Annotated[str, AfterValidator(_origin)], ...], *COMMA_SEPARATED
+    ] = Field(
         ("http://localhost:3000", "http://127.0.0.1:3000"),
         description="origins between commas, each scheme://host[:port], never * or null",
     )
@@ -948,8 +956,8 @@ class Settings(TokenSettings):
     db_timeout: float = Field(
         5.0, gt=0, le=60, description="seconds that a request may wait, up to 60"
     )
-    jwt_issuer: Names = Field(None, description="the iss that tokens must carry, or a list")
-    jwt_audience: Names = Field(None, description="the aud that tokens must carry, or a list")
+    jwt_issuer: ClaimValues = Field(None, description="the iss that tokens must carry, or a list")
+    jwt_audience: ClaimValues = Field(None, description="the aud that tokens must carry, or a list")
     jwks_url: Url | None = Field(None, description="the http(s) URL of Better Auth's JWKS")
 
 
@@ -961,7 +969,7 @@ _TRACING = ("traceparent", "tracestate", "baggage", "sentry-trace")
 _OF_LIBRARIES = ("X-Requested-With", "Cache-Control")
 REQUEST_HEADERS = ("Authorization", "Content-Type", "X-Request-ID", *_TRACING, *_OF_LIBRARIES)
 EXPOSED_HEADERS = ("Allow", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID")
-SAFE_HEADERS = ("accept", "accept-language", "content-language")  # of which browsers ask nothing
+SAFE_HEADERS = ("accept", "accept-language", "content-language")  # CORS-safelisted
 PREFLIGHT_MAX_AGE = 600  # seconds
 LOG_PATH_MAX = 2048  # characters
 ADDRESS_MAX = 46  # characters, one more than any address has
@@ -993,7 +1001,7 @@ def _log_line(scope: Scope, status: int, seconds: float, request_id: bytes) -> s
 
 
 async def _failure_of(answering: Awaitable[None]) -> BaseException | None:
-    """What answering raises: in an `except`, it would be the context of all that it leads to."""
+    """Return what it raises. The caller answers outside of `except`, where no error is chained."""
     try:
         await answering
     except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 the last resort
@@ -1079,8 +1087,8 @@ class ExchangeMiddleware:
     def _preflight(self, request_headers: Mapping[bytes, bytes]) -> Response:
         """Answer by the Fetch standard, always a 204, without a token.
 
-        A browser that misses its origin, method or header in it names that to the developer. The
-        log names it too.
+        The browser tells the developer which origin, method or header is not allowed in it. So does
+        the log.
         """
         origin = request_headers[b"origin"]
         if origin not in self.headers:
@@ -1102,7 +1110,7 @@ class ExchangeMiddleware:
 
 
 class AuthenticationMiddleware:
-    """Lets nobody under /api without a valid token; scope["user"] is the user id of that."""
+    """Requires a valid token under /api, and puts its user id into scope["user"]."""
 
     def __init__(self, app: ASGIApp, tokens: TokenVerifier) -> None:
         self.app = app
@@ -1171,7 +1179,7 @@ def create_app(settings: Settings) -> Starlette:
 # What carries the service: fast, and safe against hostile callers and lost connections. Nothing
 # here knows what a task is.
 #
-# Names of libraries that are overridden here, or are not their documented interface. To check them
+# ClaimValues of libraries that are overridden here, or are not their documented interface. To check them
 # at an upgrade, run the whole test suite on the new version:
 #
 #   psycopg        AsyncConnection.connect; pgconn in pipeline mode outside of `pipeline()`
@@ -1190,12 +1198,12 @@ def create_app(settings: Settings) -> Starlette:
 # out of it.
 #
 # It buys speed: for one task, AsyncConnection.execute takes 84 µs of CPU and a checkout of the pool
-# 60; this takes 17. Who trusts it may skip to the HTTP server.
+# 60; this takes 17. If you trust it, skip to the key set.
 
 # Of TCP: seconds, seconds, and probes.
 KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 RECONNECT_PAUSE = 0.25  # seconds between attempts to connect while there is no connection
-GROWTH_PAUSES = 20  # of these between attempts while there is another connection
+GROWTH_PAUSES = 20  # as many RECONNECT_PAUSEs while another connection works
 BATCH_MAX = 8  # reads, or creates, that share a round trip
 CREATE_PATIENCE = 0.25  # seconds until creates that share a transaction are tried one by one
 SHORT_LIST = 200  # rows; nobody else waits behind a list that may be longer
@@ -1293,14 +1301,16 @@ class PipelinedConnection(psycopg.AsyncConnection[Any]):
 
         what has come               what is known               what each query gets
         rows, then the sync         committed                   its rows
-        an error, then the sync     undone                      its error; the others BatchAborted
-        rows, an error, the sync    undone, by the commit       alone that error, else BatchAborted
+        an error, then the sync     undone                      its error; the others BatchAborted,
+                                                                or rows of reads before the error
+        rows, an error, the sync    undone: the commit failed   the error if it is alone in the
+                                                                batch, else BatchAborted
         AdminShutdown for rows      undone, says the server     AdminShutdown
         the end of the connection   a change: nothing           ConnectionLost
         nothing until the deadline  a change: nothing           TimedOut; reads with time left
                                                                 BatchAborted
 
-    Reads and creates that get BatchAborted or AdminShutdown are tried again: see `may_repeat`.
+    What is known to be undone is tried again, and a read that was lost: see `may_repeat`.
     """
 
     batch: Sequence[Query] = ()  # under way
@@ -1399,13 +1409,14 @@ class PipelinedConnection(psycopg.AsyncConnection[Any]):
             self.pgconn.get_result()  # the None behind each, for which libpq never waits
 
     def _take(self, result: pq.abc.PGresult) -> None:
-        of_commit = not self.results  # it speaks only of its error
+        of_commit = not self.results  # which has a result only if it fails
         query, preparation = (self.batch[0], False) if of_commit else self.results.popleft()
         if result.status == pq.ExecStatus.TUPLES_OK:
             query.result = result
         elif result.status == pq.ExecStatus.FATAL_ERROR and not query.error:
             error = _error_of(result)
-            # Whose fault it is that several creates wait or do not commit, each finds out alone.
+            # If creates that share a batch wait too long, or cannot commit, nobody knows which one
+            # is the cause: each is tried alone.
             shared = of_commit or (isinstance(error, TimedOut) and query.fate_unknown)
             query.error = (
                 BatchAborted("undone with its batch") if shared and len(self.batch) > 1 else error
@@ -1430,7 +1441,7 @@ class PipelinedConnection(psycopg.AsyncConnection[Any]):
             self.lose("")  # its prepared statements are of the table as it was
 
     def lose(self, reason: str, error: type[psycopg.Error] = ConnectionLost) -> None:
-        """Give the connection up, by an error, a deadline or the shutdown; again is harmless."""
+        """Give the connection up, because of an error, a deadline or the shutdown. Idempotent."""
         if self.alive:
             self.alive = False
             self.loop.remove_reader(self.descriptor)  # before the descriptor is somebody else's
@@ -1493,7 +1504,7 @@ class QueryQueue:
         self.waiting.setdefault(query.owner, deque()).append(query)
 
     def take(self) -> list[Query]:
-        """Queries of the next batch, one an owner a turn; empty if there is none that may go."""
+        """Queries of the next batch, one per owner per turn; empty if none may go."""
         batch: list[Query] = []
         while query := self._next(batch):
             batch.append(query)
@@ -1504,7 +1515,7 @@ class QueryQueue:
         return batch
 
     def _next(self, batch: Sequence[Query]) -> Query | None:
-        """First query that may join the batch. Its owner's next turn is the last, others wait."""
+        """First query that fits the batch. Its owner moves to the end, the others do not move."""
         for owner in list(self.waiting):
             queries = self.waiting[owner]
             while queries and queries[0].rows.done():  # its client has left, or it is late
@@ -1637,7 +1648,7 @@ class Database:
         """Take a connection, and run batches on it until it is lost or idle for a second."""
         loop = asyncio.get_running_loop()
         with suppress(PoolClosed, PoolTimeout):
-            # A day, because the pool keeps a place in its queue for each that gave up.
+            # In effect without a time limit, because the pool keeps those who gave up in its queue.
             async with self.pool.connection(timeout=24 * 3600.0) as connection:
                 idle_since = loop.time()
                 while connection.usable():
@@ -1847,9 +1858,10 @@ class KeySet:
         self.url = url
         self.keys: Keys = {}
         self.unusable: set[str] = set()  # why others of the last good fetch are not
-        # In the loop's time: when the last good fetch began, until when keys serve without another,
-        # and before when none begins.
-        self.fetched_at = self.fresh_until = self.next_fetch_at = -math.inf
+        # In the loop's time:
+        self.fetched_at = -math.inf  # when the last fetch that succeeded began
+        self.fresh_until = -math.inf  # known keys serve without another fetch
+        self.next_fetch_at = -math.inf  # no fetch begins before
         self.fetching: asyncio.Task[None] | None = None
 
     async def find(self, kid: str, algorithm: str) -> jwt.PyJWK:
@@ -1859,8 +1871,8 @@ class KeySet:
         if name not in self.keys or now >= self.fresh_until:
             under_way = self.fetching is not None
             await self._refresh()
-            # A key is first published by the token that it signs: only a fetch that began after the
-            # token came in can tell, so one that was already under way does not count.
+            # A new key may be published together with its first token. A fetch that began before
+            # that token came in proves nothing, so there is another.
             if name not in self.keys and under_way:
                 await self._refresh()
         if name in self.keys:
@@ -1946,7 +1958,7 @@ class Exchange:
     too_large: Problem | None = None
 
     async def receive(self) -> Message:
-        """The body at once. Raises Problem if it is too large, so nobody takes a part for it."""
+        """The whole body. Raises Problem if it is too large: nobody takes a part for the whole."""
         if self.too_large is not None:
             raise self.too_large
         return {"type": "http.request", "body": bytes(self.body), "more_body": False}
@@ -1970,7 +1982,7 @@ class HTTPProtocol(asyncio.Protocol):
     transport: asyncio.Transport
     state = State.IDLE
     deadline = math.inf  # of the state, in the loop's time
-    linger_until = 0.0  # the same of LINGERING in all
+    linger_until = 0.0  # upper bound of the deadline while LINGERING
     timer: asyncio.TimerHandle  # of the next look
     draining = False  # the server shuts down
     unparsed = b""
@@ -1999,7 +2011,7 @@ class HTTPProtocol(asyncio.Protocol):
             "path": "/",
             "raw_path": b"-",
             "query_string": b"",
-        }  # these of what is no request
+        }  # defaults, and the scope of what could not be parsed
         self.state_of_app = app_state
         self.parser = httptools.HttpRequestParser(self)
         self.headers: list[tuple[bytes, bytes]] = []
@@ -2116,7 +2128,7 @@ class HTTPProtocol(asyncio.Protocol):
         self.transport.resume_reading()
 
     def _look(self) -> None:
-        """Hang up if the deadline is over, or if a reader rests while answers fill the memory."""
+        """Hang up at the deadline, or if a client stops reading while answers fill the memory."""
         unread = self.transport.get_write_buffer_size()
         rests = 0 < self.unread <= unread
         HTTPProtocol.unread_in_all += unread - self.unread
@@ -2163,7 +2175,7 @@ class HTTPProtocol(asyncio.Protocol):
     def _ignore_upgrade(self, behind: bytes) -> None:
         """Have a new parser take the same head without Upgrade, and what is behind it.
 
-        So RFC 9110 section 7.8. The parser takes a body behind an upgrade for another protocol.
+        RFC 9110 section 7.8 allows it. The parser would take a body for the other protocol.
         """
         version = self.parser.get_http_version().encode()
         head = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
@@ -2776,7 +2788,7 @@ def check_keys(settings: Settings, url: str) -> Iterator[Finding]:
 
 
 def variables_in(file: Path) -> set[str]:
-    """Names that a `.env` file sets."""
+    """ClaimValues that a `.env` file sets."""
     with suppress(OSError):
         text = file.read_text(errors="replace")
         return set(re.findall(r"^\s*(?:export\s+)?(\w+)\s*=", text, re.MULTILINE))
