@@ -216,9 +216,9 @@ def compile_statement(query: sa.ClauseElement, kind: Kind) -> Statement:
 
 
 def _time_json(column: sa.Column[Any]) -> Any:
-    """JSON of a time: RFC 3339 in UTC, within its years 1 to 9999.
+    """JSON of a time, by RFC 3339 in UTC; a null becomes the year 1.
 
-    An older table has no check, and a time without a form would make the whole list invalid JSON.
+    An older table has no check: `infinity` or a year BC would make a whole list invalid JSON.
     """
     first: Any = sa.literal_column(TIME_MIN)
     last: Any = sa.literal_column(TIME_MAX)
@@ -230,7 +230,7 @@ def _time_json(column: sa.Column[Any]) -> Any:
 
 
 _description_json = sa.cast(sa.func.to_json(tasks.c.description), sa.Text)
-# JSON object of a row, as text: PostgreSQL makes it 20 % faster than with row_to_json. Each value is
+# JSON object of a row, as text: PostgreSQL makes it 20 % faster than by row_to_json. Each value is
 # JSON, as text or as concat() writes it.
 _row: dict[str, Any] = {
     '{"id":': tasks.c.id,
@@ -1179,7 +1179,7 @@ def create_app(settings: Settings) -> Starlette:
 # What carries the service: fast, and safe against hostile callers and lost connections. Nothing
 # here knows what a task is.
 #
-# ClaimValues of libraries that are overridden here, or are not their documented interface. To check them
+# Names of libraries that are overridden here, or are not their documented interface. To check them
 # at an upgrade, run the whole test suite on the new version:
 #
 #   psycopg        AsyncConnection.connect; pgconn in pipeline mode outside of `pipeline()`
