@@ -2788,7 +2788,7 @@ def check_keys(settings: Settings, url: str) -> Iterator[Finding]:
 
 
 def variables_in(file: Path) -> set[str]:
-    """ClaimValues that a `.env` file sets."""
+    """Names that a `.env` file sets."""
     with suppress(OSError):
         text = file.read_text(errors="replace")
         return set(re.findall(r"^\s*(?:export\s+)?(\w+)\s*=", text, re.MULTILINE))
