@@ -994,6 +994,8 @@ FORWARDED: dict[str, tuple[str | bytes, str]] = {
     "an address and a port": ("203.0.113.9:4711", "203.0.113.9"),
     "an address of IPv6": ("2001:db8::9", "2001:db8::9"),
     "an address of IPv6 and a port": ("[2001:db8::9]:4711", "2001:db8::9"),
+    "a mapped address": ("::ffff:203.0.113.9", "203.0.113.9"),
+    "a mapped address in hexadecimal, and a port": ("[::FFFF:cb00:7109]:4711", "203.0.113.9"),
     "the nearest of several": ("unknown, 198.51.100.7, 203.0.113.9", "203.0.113.9"),
     "nobody": ("", "127.0.0.1"),
     "no address": ("unknown", "-"),
