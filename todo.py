@@ -1938,14 +1938,13 @@ class State(Enum):
 
 @dataclass(slots=True)
 class Exchange:
-    """A request, and how its answer stands."""
+    """A request as the app gets it."""
 
     scope: Scope
     keep_alive: bool = False  # the connection, behind the answer
     expects: bool = False  # 100 Continue
     body: bytearray = field(default_factory=bytearray)
     too_large: Problem | None = None
-    answered: bool = False
 
     async def receive(self) -> Message:
         """The body at once. Raises Problem if it is too large, so nobody takes a part for it."""
@@ -1979,8 +1978,10 @@ class HTTPProtocol(asyncio.Protocol):
     size = 0  # bytes that the parser has taken of a request whose end has not come
     url = b""
     incoming: Any = None  # the Exchange whose head has come, and whose end has not
-    exchange: Exchange  # which is answered, or was last
-    task: asyncio.Task[None]  # of that
+    exchange: Exchange  # that the app answers in this task
+    task: asyncio.Task[None]
+    answered = False
+    keep_alive = False  # behind this answer
     unread = 0  # bytes of an answer that is being sent, as of the last look
 
     def __init__(
@@ -2083,6 +2084,7 @@ class HTTPProtocol(asyncio.Protocol):
 
     def _answer(self, exchange: Exchange) -> None:
         self.exchange = exchange
+        self.answered = False
         self.start: Message = {}
         self.content: list[bytes] = []
         self._enter(State.WORKING)
@@ -2094,16 +2096,18 @@ class HTTPProtocol(asyncio.Protocol):
         self.server_state.tasks.discard(task)
         if self.transport.is_closing():
             return
-        if not self.exchange.answered:
+        if not self.answered:
             self.transport.abort()
-        elif self.transport.get_write_buffer_size():
+            return
+        del self.exchange  # it may be large
+        if self.transport.get_write_buffer_size():
             self._enter(State.SENDING)
         else:
             self._sent()
 
     def _sent(self) -> None:
         """The kernel has the whole answer: go on, or end the connection."""
-        if self.exchange.keep_alive:
+        if self.keep_alive:
             self._advance()
             return
         self.unparsed = b""
@@ -2243,27 +2247,28 @@ class HTTPProtocol(asyncio.Protocol):
 
     async def _send(self, message: Message) -> None:
         """Collect the answer. Head and body are one write, which wakes the client once."""
-        if self.state is not State.WORKING or self.exchange.answered:
+        if self.state is not State.WORKING or self.answered:
             return
         if message["type"] == "http.response.start":
             self.start = message
             return
         self.content.append(message.get("body", b""))
         if not message.get("more_body"):
-            self.exchange.answered = True
-            self._write(self.start["status"], self.start["headers"], b"".join(self.content))
+            self._write(self.start["status"], self.start.get("headers", ()))
+            self.answered = True
+            self.content = []  # it may be large
 
-    def _write(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-        exchange = self.exchange
-        if self.draining and not (self.requests or self.unparsed or self.size):
-            exchange.keep_alive = False
+    def _write(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        body = b"".join(self.content)
+        last = self.draining and not (self.requests or self.unparsed or self.size)
+        self.keep_alive = self.exchange.keep_alive and not last
         fields = [*self.server_state.default_headers, *headers]
         if status not in {204, 304} and b"content-length" not in dict(fields):
             fields.append((b"content-length", b"%d" % len(body)))
-        if not exchange.keep_alive:
+        if not self.keep_alive:
             fields.append((b"connection", b"close"))
         head = b"\r\n".join([STATUS_LINES[status], *map(b": ".join, fields), b"", b""])
-        self.transport.write(head if exchange.scope["method"] == "HEAD" else head + body)
+        self.transport.write(head if self.exchange.scope["method"] == "HEAD" else head + body)
 
 
 class Workers(Multiprocess):
@@ -3049,6 +3054,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # KeyboardInterrupt, as by Ctrl-C
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup's
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    # It would add a line of its own to the first error of a pipeline, which is raised.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
     parser = argparse.ArgumentParser(prog="todo.py", description="Secure multi-user Todo API.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("serve", help="serve, configured by the environment or .env (default)")

@@ -80,14 +80,14 @@ class Stream(NamedTuple):
 
     pieces: list[bytes]
     end: str  # "stays", "leaves at once", "leaves late": by a half close
-    valid: bool  # as requests are made, without a mutation
+    valid: bool  # as requests are made: not mutated, not cut short
 
     @property
     def content(self) -> bytes:
         return b"".join(self.pieces)
 
 
-def chunked(dice: random.Random, body: bytes) -> bytes:
+def chunked(dice: random.Random, user: str, body: bytes) -> bytes:
     """The body in some chunks, with extensions and trailers now and then."""
     cuts = sorted(dice.randrange(len(body) + 1) for _ in range(dice.randrange(4)))
     coded = b""
@@ -95,14 +95,9 @@ def chunked(dice: random.Random, body: bytes) -> bytes:
         if start < end:
             extension = dice.choice([b"", b"", b";a", b';a="b"'])
             coded += b"%x%b\r\n%b\r\n" % (end - start, extension, body[start:end])
-    trailers = (
-        b"",
-        b"",
-        b"X-Trailer: a\r\n",
-        b"Connection: close\r\n",
-        b"Expect: 100-continue\r\n",
-    )
-    return coded + b"0\r\n" + dice.choice(trailers) + b"\r\n"
+    trailers = ("", "", "X-Trailer: a\r\n", "Connection: close\r\n", "Expect: 100-continue\r\n")
+    trailer = dice.choice((*trailers, f"Authorization: Bearer {token(user)}\r\n"))
+    return coded + f"0\r\n{trailer}\r\n".encode()
 
 
 def a_request(dice: random.Random, user: str) -> bytes:
@@ -115,6 +110,8 @@ def a_request(dice: random.Random, user: str) -> bytes:
         fields.append(f"Authorization: Bearer {token(user)}\r\n")
     if dice.random() < 0.15:
         fields.append(dice.choice(UPGRADES))
+    if line.endswith("1.0") and dice.random() < 0.5:
+        fields.append("Connection: keep-alive\r\n")
     if dice.random() < 0.2:
         filler = "x" * dice.choice([1, 100, 5_000, 70_000] if dice.random() < 0.1 else [1, 100])
         fields.append(dice.choice(FIELDS).format(filler=filler))
@@ -125,7 +122,7 @@ def a_request(dice: random.Random, user: str) -> bytes:
         fields.append("Content-Type: application/json\r\n")
     if body is not None and dice.random() < 0.5:
         fields.append("Transfer-Encoding: chunked\r\n")
-        body = chunked(dice, body)
+        body = chunked(dice, user, body)
     elif body is not None:
         fields.append(f"Content-Length: {len(body)}\r\n")
     dice.shuffle(fields)
@@ -153,6 +150,7 @@ def a_stream(number: int) -> Stream:
     if not (valid := dice.random() < 0.5):
         content = mutated(dice, content)
     if dice.random() < 0.1:
+        valid = False
         content = content[: dice.randrange(len(content) + 1)]
     else:
         content += LAST
@@ -253,8 +251,12 @@ def whole_first(before: Outcome, now: Outcome, stream: Stream) -> bool:
 
 def waits_for_the_body(before: Outcome, now: Outcome, stream: Stream) -> bool:
     """The same, and the body never comes."""
-    leaves = stream.end != "stays"
-    return not now.answers and now.closed == leaves and len(before.answers) == 1
+    return (
+        not now.answers
+        and now.closed == (stream.end != "stays")
+        and len(before.answers) == 1
+        and not stream.valid
+    )
 
 
 def continues_at_once(before: Outcome, now: Outcome, stream: Stream) -> bool:
@@ -361,7 +363,7 @@ async def test_both_servers_make_the_same_of_a_stream(ports: tuple[int, int]) ->
 
     await asyncio.gather(*(work() for _ in range(AT_ONCE)))
     failures = []
-    for number in doubtful:
+    for number in doubtful[:50]:
         for _ in range(2):
             name, before, now = await compare(number, 1.0)
             if name != "?":
