@@ -919,7 +919,7 @@ REFUSED = {"disk-full": ("53100", DATABASE_UNAVAILABLE), "lock": ("55P03", DATAB
 
 
 @pytest.mark.parametrize(("sqlstate", "error"), REFUSED.values(), ids=REFUSED)
-async def test_what_is_no_fault_of_the_service_is_told_as_the_database_s(
+async def test_what_is_no_fault_of_the_service_is_answered_as_one_of_the_database(
     local_postgres: OwnPostgres,
     server_on_a_wire: tuple[Server, Wire, str],
     sqlstate: str,

@@ -275,7 +275,7 @@ def test_a_mistake_in_a_database_url_has_its_own_sentence(
 
 
 @pytest.mark.parametrize("url", ["http://a.example:port", "http://a.example:65536", "http://[::1"])
-def test_a_bad_url_is_told_in_our_words(
+def test_a_bad_url_is_refused_in_our_words(
     monkeypatch: pytest.MonkeyPatch, make_settings: object, url: str
 ) -> None:
     """Not in those of a library, which quote the value; and once for each variable."""
