@@ -987,7 +987,8 @@ def _caller(user: str, host: str) -> tuple[str, str]:
     """User, quoted, and IP address, else "-": a proxy may pass on what a client made up."""
     address = "-"
     with suppress(ValueError):
-        address = str(ipaddress.ip_address(host.partition("%")[0]))  # without its zone
+        ip = ipaddress.ip_address(host.partition("%")[0])  # without its zone
+        address = str(getattr(ip, "ipv4_mapped", None) or ip)
     return quote(user, safe="@|:", errors="replace"), address
 
 

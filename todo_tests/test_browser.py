@@ -14,16 +14,17 @@ from typing import Any
 import httpx
 import pytest
 
-from todo_tests.better_auth import HERE, BetterAuth, better_auth_servers, missing
+from todo_tests.better_auth import HERE, BetterAuth, better_auth_servers
 from todo_tests.support import (
     ERRORS,
-    Database,
+    Postgres,
     Serve,
     Server,
     assert_task,
     bearer,
     error,
     eventually,
+    missing,
     new_user,
     path_of,
     servers,
@@ -101,7 +102,7 @@ def api(serve_all: Serve, auth: BetterAuth, frontends: list[str]) -> Server:
 
 @pytest.fixture(scope="module")
 def broken_api(
-    serve_all: Serve, postgres: Database, auth: BetterAuth, frontends: list[str]
+    serve_all: Serve, postgres: Postgres, auth: BetterAuth, frontends: list[str]
 ) -> Iterator[Server]:
     """Another, whose table is lost."""
     with postgres.new_database(schema=True) as url:

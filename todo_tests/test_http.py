@@ -25,8 +25,8 @@ from todo_tests.support import (
     TASK_ID,
     TITLE_REQUIRED,
     Account,
-    Database,
     OwnPostgres,
+    Postgres,
     Serve,
     Server,
     assert_error,
@@ -354,9 +354,9 @@ def preflight(origin: str, method: str = "PUT", headers: str = "content-type") -
 
 
 # (status, method, path, request); {user} has the token and no tasks with these ids.
-Answer = tuple[int, str, str, dict[str, Any]]
+Wanted = tuple[int, str, str, dict[str, Any]]
 OVER_THERE = "/api/{user}/tasks/9223372036854775807"
-ANSWERS: dict[str, Answer] = {
+ANSWERS: dict[str, Wanted] = {
     "200": (200, "GET", "/api/{user}/tasks", {}),
     "200 HEAD": (200, "HEAD", "/api/{user}/tasks", {}),
     "201": (201, "POST", "/api/{user}/tasks", {"json": {"title": "x"}}),
@@ -385,7 +385,7 @@ ANSWERS: dict[str, Answer] = {
 answers = pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
 
 
-def ask(http: httpx.Client, user: str, answer: Answer, **headers: str) -> httpx.Response:
+def ask(http: httpx.Client, user: str, answer: Wanted, **headers: str) -> httpx.Response:
     """The answer of that kind, checked for its status."""
     status, method, path, request = answer
     if "{location}" in path:
@@ -398,7 +398,7 @@ def ask(http: httpx.Client, user: str, answer: Answer, **headers: str) -> httpx.
 
 
 @answers
-def test_every_answer_has_the_common_headers(http: httpx.Client, user: str, answer: Answer) -> None:
+def test_every_answer_has_the_common_headers(http: httpx.Client, user: str, answer: Wanted) -> None:
     """Design 4, headers; SC-007."""
     response = ask(http, user, answer)
     headers = response.headers
@@ -413,7 +413,7 @@ def test_every_answer_has_the_common_headers(http: httpx.Client, user: str, answ
 
 @answers
 def test_every_error_is_json_in_the_one_shape(
-    http: httpx.Client, user: str, answer: Answer
+    http: httpx.Client, user: str, answer: Wanted
 ) -> None:
     """FR-025, FR-026, FR-029: and nothing but errors has that shape."""
     response = ask(http, user, answer)
@@ -430,7 +430,7 @@ def test_every_error_is_json_in_the_one_shape(
 
 @answers
 def test_every_answer_repeats_a_good_request_id(
-    http: httpx.Client, server: Server, user: str, answer: Answer
+    http: httpx.Client, server: Server, user: str, answer: Wanted
 ) -> None:
     """Design 4, headers; and the log line has it."""
     request_id = f"{user}.A_b-9"
@@ -498,7 +498,7 @@ def test_the_contract_and_its_page_are_served_to_everybody(http: httpx.Client) -
 
 @answers
 def test_every_answer_is_readable_by_an_allowed_origin(
-    http: httpx.Client, user: str, answer: Answer
+    http: httpx.Client, user: str, answer: Wanted
 ) -> None:
     """FR-030, SC-006: errors too, or a page sees a CORS failure in their place."""
     headers = ask(http, user, answer, Origin=ORIGIN).headers
@@ -724,7 +724,7 @@ failures = pytest.mark.parametrize("code", FAILURES)
 
 
 @pytest.fixture(scope="module")
-def failed() -> Iterator[tuple[dict[str, httpx.Response], str]]:
+def failures_answered() -> Iterator[tuple[dict[str, httpx.Response], str]]:
     """One answer of each failure of the database, and what the log says by then."""
     user, answers = new_user(), {}
 
@@ -754,20 +754,20 @@ def failed() -> Iterator[tuple[dict[str, httpx.Response], str]]:
 
 @failures
 def test_a_failure_is_answered_in_general_words(
-    failed: tuple[dict[str, httpx.Response], str], code: str
+    failures_answered: tuple[dict[str, httpx.Response], str], code: str
 ) -> None:
     """FR-027, FR-029; Edge cases: Database Connection Failure, Database Query Timeout."""
-    answer = failed[0][code]
+    answer = failures_answered[0][code]
     assert_error(answer, code)
     assert answer.elapsed.total_seconds() < 0.5 + 1
 
 
 @failures
 def test_a_failure_has_all_headers(
-    failed: tuple[dict[str, httpx.Response], str], code: str
+    failures_answered: tuple[dict[str, httpx.Response], str], code: str
 ) -> None:
     """Design 4, CORS: 500 included."""
-    headers = failed[0][code].headers
+    headers = failures_answered[0][code].headers
     assert headers["access-control-allow-origin"] == ORIGIN
     assert headers["access-control-allow-credentials"] == "true"
     assert headers["cache-control"] == "no-store"
@@ -779,24 +779,24 @@ def test_a_failure_has_all_headers(
 
 @failures
 def test_a_failure_is_logged_with_its_request_id(
-    failed: tuple[dict[str, httpx.Response], str], code: str
+    failures_answered: tuple[dict[str, httpx.Response], str], code: str
 ) -> None:
     """FR-028, design 4, logs."""
-    [line] = [line for line in failed[1].split("\n") if f"request=id-{code}" in line]
+    [line] = [line for line in failures_answered[1].split("\n") if f"request=id-{code}" in line]
     status = ERRORS[code][0]
     assert re.search(rf" ERROR GET \S+ {status} ", line)
     assert code in line or code == "NOT_READY"
 
 
 def test_the_whole_exception_of_an_unexpected_failure_is_logged(
-    failed: tuple[dict[str, httpx.Response], str],
+    failures_answered: tuple[dict[str, httpx.Response], str],
 ) -> None:
     """FR-028."""
-    log = failed[1].partition("request=id-INTERNAL_ERROR")[2]
+    log = failures_answered[1].partition("request=id-INTERNAL_ERROR")[2]
     assert "Traceback (most recent call last)" in log
     assert 'relation "tasks" does not exist' in log
-    assert PASSWORD not in failed[1]
-    assert SECRET not in failed[1]
+    assert PASSWORD not in failures_answered[1]
+    assert SECRET not in failures_answered[1]
 
 
 UNUSABLE = {
@@ -809,7 +809,7 @@ UNUSABLE = {
 @pytest.mark.slow
 @pytest.mark.parametrize(("change", "reason"), UNUSABLE.values(), ids=UNUSABLE)
 def test_readiness_tells_a_table_that_cannot_be_used_from_a_database_that_is_away(
-    postgres: Database, fresh_database: str, serve: Serve, user: str, change: str, reason: str
+    postgres: Postgres, fresh_database: str, serve: Serve, user: str, change: str, reason: str
 ) -> None:
     """The reason is in the log alone."""
     role = f"role_{user.replace('-', '_')}"
@@ -994,6 +994,8 @@ FORWARDED: dict[str, tuple[str | bytes, str]] = {
     "an address and a port": ("203.0.113.9:4711", "203.0.113.9"),
     "an address of IPv6": ("2001:db8::9", "2001:db8::9"),
     "an address of IPv6 and a port": ("[2001:db8::9]:4711", "2001:db8::9"),
+    "a mapped address": ("::ffff:203.0.113.9", "203.0.113.9"),
+    "a mapped address in hexadecimal, and a port": ("[::FFFF:cb00:7109]:4711", "203.0.113.9"),
     "the nearest of several": ("unknown, 198.51.100.7, 203.0.113.9", "203.0.113.9"),
     "nobody": ("", "127.0.0.1"),
     "no address": ("unknown", "-"),
@@ -1020,7 +1022,7 @@ def test_the_client_in_a_line_is_an_address_or_nobody(
 
 @pytest.mark.slow
 def test_a_callers_text_in_an_exception_forges_no_line(
-    postgres: Database, fresh_database: str, serve: Serve, user: str
+    postgres: Postgres, fresh_database: str, serve: Serve, user: str
 ) -> None:
     """Design 4, logs: a database that quotes the title in its error; tracebacks stay indented."""
     postgres.execute(
@@ -1097,7 +1099,7 @@ async def test_a_line_end_is_part_of_the_path(account: Account, path: str) -> No
 
 @pytest.mark.slow
 async def test_a_time_out_of_the_servers_own_is_a_time_out(
-    postgres: Database, fresh_database: str, serve: Serve, user: str
+    postgres: Postgres, fresh_database: str, serve: Serve, user: str
 ) -> None:
     """Edge case: Database Query Timeout; Neon's roles have a statement_timeout."""
     postgres.set_default(fresh_database, "statement_timeout", "100")

@@ -18,8 +18,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from jwt.algorithms import ECAlgorithm, get_default_algorithms
 
-from todo_tests.better_auth import GENERATE, Issuer, Key, api, respond
-from todo_tests.support import assert_error, bearer, new_user, path_of
+from todo_tests.better_auth import GENERATE, Issuer, Key, respond
+from todo_tests.support import assert_error, bearer, client_of, new_user, path_of
 
 pytestmark = pytest.mark.anyio
 
@@ -38,7 +38,7 @@ def issuer() -> Iterator[Issuer]:
 @pytest.fixture
 async def client(make_settings: Any, issuer: Issuer) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an app that knows no key yet."""
-    async with api(make_settings(better_auth_url=issuer.url)) as client:
+    async with client_of(make_settings(better_auth_url=issuer.url)) as client:
         yield client
 
 
@@ -380,7 +380,7 @@ async def test_a_jwks_url_may_be_a_query_alone(
 ) -> None:
     """RFC 9112 section 3.2.1: the path that is sent is then `/`."""
     settings = make_settings(better_auth_url=issuer.url, jwks_url=f"{issuer.url}?all=1")
-    async with api(settings) as client:
+    async with client_of(settings) as client:
         assert (await get(client, issuer.bearer(user), user)).status_code == 200
     assert issuer.fetches == ["/?all=1"]
 
@@ -389,7 +389,7 @@ async def test_the_query_of_a_jwks_url_is_not_logged(
     make_settings: Any, issuer: Issuer, user: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     issuer.answer = answer(b"", 500)
-    async with api(make_settings(jwks_url=f"{issuer.url}/jwks?key=hunter2")) as client:
+    async with client_of(make_settings(jwks_url=f"{issuer.url}/jwks?key=hunter2")) as client:
         assert_unavailable(await get(client, issuer.bearer(user), user))
     log = capfd.readouterr().err
     assert f"no keys from {issuer.url}/jwks: status 500\n" in log
@@ -783,14 +783,16 @@ class Scene:
         return status
 
 
-Play = Callable[[Callable[[Scene], Awaitable[None]]], None]
+RunScenario = Callable[[Callable[[Scene], Awaitable[None]]], None]
 
 
 @pytest.fixture
-def play(make_settings: Any, issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> Play:
+def run_scenario(
+    make_settings: Any, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> RunScenario:
     def run(scenario: Callable[[Scene], Awaitable[None]]) -> None:
         async def main() -> None:
-            async with api(make_settings(better_auth_url=issuer.url)) as client:
+            async with client_of(make_settings(better_auth_url=issuer.url)) as client:
                 scene = Scene(client, issuer, Clock(monkeypatch))
                 assert await scene.after(0) == 200
                 await scenario(scene)
@@ -815,7 +817,9 @@ FIVE_MINUTES = 300
     ],
     ids=lambda pauses: "+".join(map(str, pauses[:5])),
 )
-def test_a_withdrawn_key_stops_working_within_five_minutes(play: Play, pauses: list[int]) -> None:
+def test_a_withdrawn_key_stops_working_within_five_minutes(
+    run_scenario: RunScenario, pauses: list[int]
+) -> None:
     """Whenever its token is used meanwhile, or remembered."""
 
     async def scenario(scene: Scene) -> None:
@@ -825,10 +829,10 @@ def test_a_withdrawn_key_stops_working_within_five_minutes(play: Play, pauses: l
         assert statuses == sorted(statuses)
         assert await scene.after(0, scene.new_token()) == 200
 
-    play(scenario)
+    run_scenario(scenario)
 
 
-def test_a_clock_that_is_set_back_prolongs_nothing(play: Play) -> None:
+def test_a_clock_that_is_set_back_prolongs_nothing(run_scenario: RunScenario) -> None:
     """As on a VM that starts with a wrong one."""
 
     async def scenario(scene: Scene) -> None:
@@ -836,10 +840,12 @@ def test_a_clock_that_is_set_back_prolongs_nothing(play: Play) -> None:
         scene.issuer.keys[:] = [Key("EdDSA")]
         assert await scene.after(FIVE_MINUTES) == 401
 
-    play(scenario)
+    run_scenario(scenario)
 
 
-def test_a_kid_that_is_used_again_means_the_new_key_within_five_minutes(play: Play) -> None:
+def test_a_kid_that_is_used_again_means_the_new_key_within_five_minutes(
+    run_scenario: RunScenario,
+) -> None:
     """Serial ids begin at 1 again when Better Auth's database is reset."""
 
     async def scenario(scene: Scene) -> None:
@@ -848,11 +854,11 @@ def test_a_kid_that_is_used_again_means_the_new_key_within_five_minutes(play: Pl
         assert await scene.after(FIVE_MINUTES, new) == 200
         assert await scene.after(0) == 401
 
-    play(scenario)
+    run_scenario(scenario)
 
 
 @pytest.mark.slow
-def test_known_keys_outlive_any_outage(play: Play) -> None:
+def test_known_keys_outlive_any_outage(run_scenario: RunScenario) -> None:
     """And hours of it cost few attempts, and nobody much waiting."""
 
     async def scenario(scene: Scene) -> None:
@@ -865,11 +871,11 @@ def test_known_keys_outlive_any_outage(play: Play) -> None:
         scene.issuer.keys[:] = [Key("EdDSA")]
         assert await scene.after(FIVE_MINUTES) == 401
 
-    play(scenario)
+    run_scenario(scenario)
 
 
 @pytest.mark.slow
-def test_an_outage_makes_nobody_wait_for_better_auth_each_time(play: Play) -> None:
+def test_an_outage_makes_nobody_wait_for_better_auth_each_time(run_scenario: RunScenario) -> None:
     async def scenario(scene: Scene) -> None:
         scene.issuer.answer = FAULTS["slow"]
         scene.clock.ahead += 3600
@@ -878,7 +884,7 @@ def test_an_outage_makes_nobody_wait_for_better_auth_each_time(play: Play) -> No
             assert await scene.after(0, scene.new_token()) == 200
         assert time.monotonic() - began < TIMEOUT + 2
 
-    play(scenario)
+    run_scenario(scenario)
 
 
 # A pause that Better Auth asks for: its own limit is 100 requests in 10 s for all processes.
@@ -894,7 +900,7 @@ PAUSES: dict[str, tuple[dict[str, str], float]] = {
 
 @pytest.mark.parametrize(("headers", "pause"), PAUSES.values(), ids=PAUSES)
 def test_after_a_429_nothing_is_fetched_before_its_time(
-    play: Play, headers: dict[str, str], pause: float
+    run_scenario: RunScenario, headers: dict[str, str], pause: float
 ) -> None:
     """Known keys serve on; what nobody knows is 503, at once."""
 
@@ -916,7 +922,7 @@ def test_after_a_429_nothing_is_fetched_before_its_time(
         assert await scene.after(2.0, unknown()) == 401
         assert len(scene.issuer.fetches) == asked + 1
 
-    play(scenario)
+    run_scenario(scenario)
 
 
 def test_a_429_without_keys_is_waited_for_too(make_settings: Any, issuer: Issuer) -> None:
@@ -924,7 +930,7 @@ def test_a_429_without_keys_is_waited_for_too(make_settings: Any, issuer: Issuer
 
     async def main() -> None:
         with pytest.MonkeyPatch.context() as patch:
-            async with api(make_settings(better_auth_url=issuer.url)) as client:
+            async with client_of(make_settings(better_auth_url=issuer.url)) as client:
                 clock = Clock(patch)
                 issuer.answer = answer(b"{}", 429, X_Retry_After="10")
                 token = issuer.bearer("ann", iat=None, exp=2**40)
@@ -941,9 +947,9 @@ def test_a_429_without_keys_is_waited_for_too(make_settings: Any, issuer: Issuer
 
 
 @pytest.mark.slow
-def test_good_keys_are_asked_for_about_once_a_minute(play: Play) -> None:
+def test_good_keys_are_asked_for_about_once_a_minute(run_scenario: RunScenario) -> None:
     async def scenario(scene: Scene) -> None:
         assert [await scene.after(10, scene.new_token()) for _ in range(48)] == [200] * 48
         assert len(scene.issuer.fetches) <= 10
 
-    play(scenario)
+    run_scenario(scenario)

@@ -8,7 +8,6 @@ from typing import Any
 import httpx
 import pytest
 
-from todo_tests.better_auth import api
 from todo_tests.support import (
     ROOT,
     Account,
@@ -16,6 +15,7 @@ from todo_tests.support import (
     Relay,
     assert_error,
     bearer,
+    client_of,
     new_user,
     path_of,
     servers,
@@ -74,7 +74,7 @@ cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
 @pytest.fixture(scope="module")
-def watched(local_postgres: OwnPostgres) -> Iterator[str]:
+def logging_database(local_postgres: OwnPostgres) -> Iterator[str]:
     """A database that logs every statement of every connection, transaction control included."""
     with local_postgres.new_database(schema=True) as url:
         local_postgres.set_default(url, "log_statement", "'all'")
@@ -90,11 +90,11 @@ def relay(local_postgres: OwnPostgres) -> Iterator[Relay]:
 
 @pytest.fixture(scope="module")
 async def open_client(
-    make_settings: Any, watched: str, relay: Relay
+    make_settings: Any, logging_database: str, relay: Relay
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an app with a single connection, which goes through the relay."""
-    settings = make_settings(neon_db_url=relay.url(watched), db_pool_size=1)
-    async with api(settings) as client:
+    settings = make_settings(neon_db_url=relay.url(logging_database), db_pool_size=1)
+    async with client_of(settings) as client:
         yield client
 
 
@@ -163,10 +163,10 @@ async def test_every_statement_has_the_owner_in_its_where(
 
 
 async def test_a_body_that_is_too_large_reaches_no_database(
-    local_postgres: OwnPostgres, watched: str, relay: Relay
+    local_postgres: OwnPostgres, logging_database: str, relay: Relay
 ) -> None:
     """Design 5; by a real server, which raises the 413."""
-    with servers(relay.url(watched)) as serve:
+    with servers(relay.url(logging_database)) as serve:
         server = serve()
         before, round_trips = len(local_postgres.log), relay.round_trips
         for _ in range(8):
@@ -179,12 +179,12 @@ async def test_a_body_that_is_too_large_reaches_no_database(
 
 
 async def test_a_new_connection_costs_its_request_no_second_statement(
-    open_client: httpx.AsyncClient, local_postgres: OwnPostgres, watched: str
+    open_client: httpx.AsyncClient, local_postgres: OwnPostgres, logging_database: str
 ) -> None:
     """Design 5: after all connections were cut, the next request still has one statement."""
     account = Account(open_client, new_user())
     await account.tasks()
-    assert local_postgres.cut_connections(watched) == 1
+    assert local_postgres.cut_connections(logging_database) == 1
     before = len(local_postgres.log)
     assert await account.tasks() == []
     assert len(statements(local_postgres.log[before:])) == 1

@@ -152,7 +152,7 @@ def placeholder() -> str:
 
 
 @pytest.fixture(scope="module")
-def refusals() -> Iterator[dict[str, Server]]:
+def refused_starts() -> Iterator[dict[str, Server]]:
     """A start with each faulty environment, all at once."""
     with servers(URL) as serve:
         started = {}
@@ -166,10 +166,10 @@ def refusals() -> Iterator[dict[str, Server]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_start_with_faulty_variables_is_refused_by_name(
-    refusals: dict[str, Server], case: str
+    refused_starts: dict[str, Server], case: str
 ) -> None:
     """Edge case: Missing Environment Variables. All faults in one message, and no secret."""
-    server = refusals[case]
+    server = refused_starts[case]
     assert server.wait() == 1
     message = server.stderr()
     assert set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)*\b", message)) & NAMES == set(REFUSED[case])
@@ -275,7 +275,7 @@ def test_a_mistake_in_a_database_url_has_its_own_sentence(
 
 
 @pytest.mark.parametrize("url", ["http://a.example:port", "http://a.example:65536", "http://[::1"])
-def test_a_bad_url_is_told_in_our_words(
+def test_a_bad_url_is_refused_in_our_words(
     monkeypatch: pytest.MonkeyPatch, make_settings: object, url: str
 ) -> None:
     """Not in those of a library, which quote the value; and once for each variable."""
@@ -508,7 +508,7 @@ HOSTS = {
 
 
 @pytest.fixture(scope="module")
-def unheard(database_url: str) -> Iterator[dict[str, Server]]:
+def starts_on_bad_hosts(database_url: str) -> Iterator[dict[str, Server]]:
     """A start on each impossible host, all at once."""
     with servers(database_url) as serve:
         yield {case: serve({"HOST": host}, wait=False) for case, host in HOSTS.items()}
@@ -516,8 +516,10 @@ def unheard(database_url: str) -> Iterator[dict[str, Server]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", HOSTS)
-def test_a_host_that_cannot_be_listened_on_is_named(unheard: dict[str, Server], case: str) -> None:
-    server = unheard[case]
+def test_a_host_that_cannot_be_listened_on_is_named(
+    starts_on_bad_hosts: dict[str, Server], case: str
+) -> None:
+    server = starts_on_bad_hosts[case]
     assert server.wait() == 1
     message, hint = server.stderr().splitlines()
     assert message.startswith("todo.py cannot start: ")

@@ -13,13 +13,13 @@ import httpx
 import psycopg
 import pytest
 
-from todo_tests.better_auth import api
 from todo_tests.support import (
     Account,
-    Database,
+    Postgres,
     assert_error,
     assert_task,
     bearer,
+    client_of,
     new_user,
     path_of,
 )
@@ -55,7 +55,7 @@ async def test_the_list_filters_by_status_and_ignores_other_parameters(account: 
 
 
 async def test_the_list_is_returned_in_full(
-    account: Account, postgres: Database, database_url: str
+    account: Account, postgres: Postgres, database_url: str
 ) -> None:
     """Assumption 12: no pagination. Newest means the highest id."""
     postgres.execute(
@@ -115,7 +115,7 @@ async def test_a_new_task_is_open_whatever_the_body_says(
 
 
 async def test_an_acknowledged_task_is_in_the_database(
-    account: Account, postgres: Database, database_url: str
+    account: Account, postgres: Postgres, database_url: str
 ) -> None:
     """FR-018, FR-020."""
     task = await account.create("Buy milk", description="Two litres")
@@ -260,7 +260,7 @@ async def test_a_task_that_exists_nowhere_is_not_found(
 
 
 async def test_the_highest_id_is_an_id_like_any_other(
-    account: Account, postgres: Database, database_url: str
+    account: Account, postgres: Postgres, database_url: str
 ) -> None:
     """Design 4, task id: up to 2^63-1, and never rounded."""
     highest = 2**63 - 1
@@ -363,7 +363,7 @@ async def test_100_users_at_once_are_served_without_an_error(client: httpx.Async
 
 
 async def test_times_are_utc_whatever_the_database_is_set_to(
-    postgres: Database, fresh_database: str, make_settings: Any
+    postgres: Postgres, fresh_database: str, make_settings: Any
 ) -> None:
     """Design 4, times: RFC 3339 with `Z` and always six digits."""
     postgres.set_default(fresh_database, "timezone", "'Asia/Kolkata'")
@@ -373,7 +373,7 @@ async def test_times_are_utc_whatever_the_database_is_set_to(
         " values ('a', 'A', '2026-02-08T10:00:00+00', '2026-02-08T10:00:00.12+00')",
         database_url=fresh_database,
     )
-    async with api(make_settings(neon_db_url=fresh_database)) as client:
+    async with client_of(make_settings(neon_db_url=fresh_database)) as client:
         account = Account(client, "a")
         [task] = await account.tasks()
         assert task["created_at"] == "2026-02-08T10:00:00.000000Z"
@@ -404,14 +404,14 @@ RANGES = ("tasks_created_at_range", "tasks_updated_at_range")
 
 @pytest.fixture(scope="module")
 async def old_table(
-    postgres: Database, make_settings: Any
+    postgres: Postgres, make_settings: Any
 ) -> AsyncIterator[tuple[httpx.AsyncClient, str]]:
     """A client of an app whose table has no checks of its times, as those made before; its URL."""
     with postgres.new_database(schema=True) as url:
         for name in RANGES:
             drop = f"alter table tasks drop constraint if exists {name}"
             postgres.execute(drop, database_url=url)
-        async with api(make_settings(neon_db_url=url)) as client:
+        async with client_of(make_settings(neon_db_url=url)) as client:
             yield client, url
 
 
@@ -420,7 +420,7 @@ async def old_table(
 @pytest.mark.parametrize("time", FAR | NEAR)
 async def test_every_time_of_the_table_has_a_form_in_every_answer(
     old_table: tuple[httpx.AsyncClient, str],
-    postgres: Database,
+    postgres: Postgres,
     time: str,
     column: str,
     zone: str,
@@ -451,7 +451,7 @@ async def test_every_time_of_the_table_has_a_form_in_every_answer(
 
 @pytest.mark.parametrize("column", ["created_at", "updated_at"])
 def test_a_new_table_holds_no_time_without_a_form(
-    postgres: Database, database_url: str, user: str, column: str
+    postgres: Postgres, database_url: str, user: str, column: str
 ) -> None:
     """schema.sql; its limits themselves are inside."""
     insert = f"insert into tasks (user_id, title, {column}) values ('{user}', 'x', '{{}}')"
@@ -473,8 +473,8 @@ GONE = r"error=FORBIDDEN: .*tasks_of_a_user"
 
 
 @pytest.fixture
-async def of_users(
-    postgres: Database, fresh_database: str, make_settings: Any, caplog: pytest.LogCaptureFixture
+async def make_users(
+    postgres: Postgres, fresh_database: str, make_settings: Any, caplog: pytest.LogCaptureFixture
 ) -> AsyncIterator[Callable[..., Awaitable[list[Account]]]]:
     """Makes users, a table that refers to them, and an app of DB_TIMEOUT 2 s; captures its log."""
     async with AsyncExitStack() as stack:
@@ -485,7 +485,7 @@ async def of_users(
                 insert = f"insert into \"user\" values ('{user}')"
                 postgres.execute(insert, database_url=fresh_database)
             settings = make_settings(neon_db_url=fresh_database, db_timeout=2.0)
-            client = await stack.enter_async_context(api(settings))
+            client = await stack.enter_async_context(client_of(settings))
             log = logging.getLogger("todo")  # from which nothing goes to the root logger
             log.addHandler(caplog.handler)
             stack.callback(log.removeHandler, caplog.handler)
@@ -499,10 +499,10 @@ KEYS = ["", "deferrable initially deferred"]
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key or "checked at once")
 async def test_a_user_who_is_gone_may_not_create_tasks(
-    of_users: Any, postgres: Database, fresh_database: str, caplog: Any, key: str
+    make_users: Any, postgres: Postgres, fresh_database: str, caplog: Any, key: str
 ) -> None:
     """Design 4: 403, and a WARNING that names the constraint. Whoever is there is served."""
-    ann, ben = await of_users("ann", "ben", key=key)
+    ann, ben = await make_users("ann", "ben", key=key)
     task = await ben.create()
     delete = "delete from \"user\" where id = 'ann'"
     postgres.execute(delete, database_url=fresh_database)
@@ -518,11 +518,11 @@ async def test_a_user_who_is_gone_may_not_create_tasks(
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key or "checked at once")
 async def test_users_who_are_gone_do_not_spoil_the_creates_of_others(
-    of_users: Any, postgres: Database, fresh_database: str, key: str
+    make_users: Any, postgres: Postgres, fresh_database: str, key: str
 ) -> None:
     """Though they share a transaction."""
     users = [f"{kind}-{number}" for number in range(20) for kind in ("gone", "here")]
-    accounts = await of_users(*users, key=key)
+    accounts = await make_users(*users, key=key)
     delete = "delete from \"user\" where id like 'gone%'"
     postgres.execute(delete, database_url=fresh_database)
     creates = [account.send("POST", json={"title": "Mine"}) for account in accounts]
@@ -540,10 +540,10 @@ BROKEN = {
 
 @pytest.mark.parametrize("kind", BROKEN)
 async def test_another_violation_of_a_create_is_a_fault_to_be_seen(
-    of_users: Any, postgres: Database, fresh_database: str, caplog: Any, kind: str
+    make_users: Any, postgres: Postgres, fresh_database: str, caplog: Any, kind: str
 ) -> None:
     """500, with its traceback in the log; for nobody else."""
-    ann, ben = await of_users("ann", "ben")
+    ann, ben = await make_users("ann", "ben")
     if kind == "a unique title":
         await ben.create("Bad")
     postgres.execute(BROKEN[kind], database_url=fresh_database)
@@ -557,10 +557,10 @@ async def test_another_violation_of_a_create_is_a_fault_to_be_seen(
 
 
 async def test_a_delete_that_another_table_forbids_is_a_fault_to_be_seen(
-    of_users: Any, postgres: Database, fresh_database: str, caplog: Any
+    make_users: Any, postgres: Postgres, fresh_database: str, caplog: Any
 ) -> None:
     """The same error of PostgreSQL as that of a user who is gone, but nobody is forbidden."""
-    [ann] = await of_users("ann")
+    [ann] = await make_users("ann")
     task = await ann.create()
     postgres.execute(
         "create table notes (task bigint constraint notes_of_a_task references tasks (id));"
@@ -575,10 +575,10 @@ async def test_a_delete_that_another_table_forbids_is_a_fault_to_be_seen(
 
 @pytest.mark.parametrize("creates", [1, 30])
 async def test_a_user_whose_row_is_locked_holds_up_no_creates_of_others(
-    of_users: Any, fresh_database: str, creates: int
+    make_users: Any, fresh_database: str, creates: int
 ) -> None:
     """Theirs wait, alone, for the session of somebody else; then each is done, once."""
-    ann, *others = await of_users("ann", *(f"user-{number}" for number in range(24)))
+    ann, *others = await make_users("ann", *(f"user-{number}" for number in range(24)))
     with psycopg.connect(fresh_database) as locker:
         locker.execute("select from \"user\" where id = 'ann' for update")
         waiting = asyncio.gather(*(ann.create() for _ in range(creates)))

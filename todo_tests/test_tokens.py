@@ -20,13 +20,14 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import get_default_algorithms
 
-from todo_tests.better_auth import GENERATE, Issuer, Key, api
+from todo_tests.better_auth import GENERATE, Issuer, Key
 from todo_tests.support import (
     BEARER,
     SECRET,
     Serve,
     Server,
     assert_error,
+    client_of,
     get,
     new_user,
     path_of,
@@ -132,8 +133,8 @@ def stranger() -> Iterator[Issuer]:
 
 
 @pytest.fixture(scope="module")
-async def caller(make_settings: Any, issuer: Issuer) -> AsyncIterator[httpx.AsyncClient]:
-    async with api(make_settings(better_auth_url=issuer.url)) as client:
+async def client(make_settings: Any, issuer: Issuer) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(make_settings(better_auth_url=issuer.url)) as client:
         yield client
 
 
@@ -143,7 +144,7 @@ def forger(user: str, issuer: Issuer, stranger: Issuer) -> Forger:
 
 
 @pytest.fixture
-def logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+def app_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     """The app's log, which does not go through the root logger."""
     log = logging.getLogger("todo")
     log.addHandler(caplog.handler)
@@ -186,21 +187,21 @@ ACCEPTED: dict[str, Forge] = {
 
 @pytest.mark.parametrize("forge", ACCEPTED.values(), ids=ACCEPTED)
 async def test_a_login_is_accepted(
-    caller: httpx.AsyncClient, forger: Forger, forge: Forge, logged: pytest.LogCaptureFixture
+    client: httpx.AsyncClient, forger: Forger, forge: Forge, app_log: pytest.LogCaptureFixture
 ) -> None:
     """FR-002, FR-003, FR-031, SC-002, US1-AS1."""
     headers = {"Authorization": f"Bearer {forge(forger)}"}
-    response = await caller.get(path_of(forger.user), headers=headers)
-    assert (response.status_code, response.json()) == (200, []), logged.messages
+    response = await client.get(path_of(forger.user), headers=headers)
+    assert (response.status_code, response.json()) == (200, []), app_log.messages
     assert forger.stranger.fetches == []
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "bEaReR"])
 async def test_the_scheme_may_be_in_any_case(
-    caller: httpx.AsyncClient, forger: Forger, scheme: str
+    client: httpx.AsyncClient, forger: Forger, scheme: str
 ) -> None:
     headers = {"Authorization": f"{scheme} {forger.shared()}"}
-    assert (await caller.get(path_of(forger.user), headers=headers)).status_code == 200
+    assert (await client.get(path_of(forger.user), headers=headers)).status_code == 200
 
 
 # Attacks. Each would be accepted but for what its name says.
@@ -651,19 +652,19 @@ def refusals() -> Iterator[Any]:
 @pytest.mark.filterwarnings("ignore::jwt.warnings.InsecureKeyLengthWarning")
 @pytest.mark.parametrize(("code", "headers"), list(refusals()))
 async def test_anything_else_is_401(
-    caller: httpx.AsyncClient,
+    client: httpx.AsyncClient,
     forger: Forger,
-    logged: pytest.LogCaptureFixture,
+    app_log: pytest.LogCaptureFixture,
     code: str,
     headers: Callable[[Forger], Headers],
 ) -> None:
     """FR-004, FR-027, SC-003, US1-AS3, RFC 8725 3.1 to 3.12; logged without the token."""
     sent = headers(forger)
-    response = await caller.get(path_of(forger.user), headers=sent)
+    response = await client.get(path_of(forger.user), headers=sent)
     assert_error(response, code)
     assert response.headers["www-authenticate"] == CHALLENGES[code]
-    (line,) = [message for message in logged.messages if "user=" in message]
-    assert logged.records[-1].levelname == "WARNING"
+    (line,) = [message for message in app_log.messages if "user=" in message]
+    assert app_log.records[-1].levelname == "WARNING"
     assert f"client=127.0.0.1 error={code}: " in line
     secrets = {part for _, value in sent for part in value.split(b".") if len(part) > 12}
     assert not any(secret.decode("latin-1") in line for secret in secrets), line
@@ -704,22 +705,22 @@ ODD: dict[str, Forge] = {
 
 @pytest.mark.parametrize("forge", ODD.values(), ids=ODD)
 async def test_an_odd_spelling_by_the_holder_of_the_secret_is_judged_by_pyjwt(
-    caller: httpx.AsyncClient, forger: Forger, forge: Forge
+    client: httpx.AsyncClient, forger: Forger, forge: Forge
 ) -> None:
     """Rule 1: whatever that is, it is a judgement, and not for a second spelling of the token."""
     headers = {"Authorization": f"Bearer {forge(forger)}"}
-    answers = [await caller.get(path_of(forger.user), headers=headers) for _ in range(2)]
+    answers = [await client.get(path_of(forger.user), headers=headers) for _ in range(2)]
     assert answers[0].status_code in {200, 401, 403}, answers[0].text
     assert answers[1].text == answers[0].text
     header, payload, _ = forge(forger).split(".")
     headers = {"Authorization": f"Bearer {header}.{payload}.{b64(bytes(32))}"}
-    assert_error(await caller.get(path_of(forger.user), headers=headers), "INVALID_TOKEN")
+    assert_error(await client.get(path_of(forger.user), headers=headers), "INVALID_TOKEN")
 
 
-async def test_a_token_in_the_query_is_no_token(caller: httpx.AsyncClient, forger: Forger) -> None:
+async def test_a_token_in_the_query_is_no_token(client: httpx.AsyncClient, forger: Forger) -> None:
     """Nor in the body: RFC 6750 sections 2.2 and 2.3 are not for us."""
     query = {"access_token": forger.shared(), "token": forger.shared()}
-    response = await caller.get(path_of(forger.user), params=query)
+    response = await client.get(path_of(forger.user), params=query)
     assert_error(response, "AUTHENTICATION_REQUIRED")
 
 
@@ -729,13 +730,13 @@ async def test_a_token_in_the_query_is_no_token(caller: httpx.AsyncClient, forge
     ids=ascii,
 )
 async def test_a_strange_user_sees_nobody_elses_tasks(
-    caller: httpx.AsyncClient, forger: Forger, capfd: pytest.CaptureFixture[str], sub: str
+    client: httpx.AsyncClient, forger: Forger, capfd: pytest.CaptureFixture[str], sub: str
 ) -> None:
     """FR-005, and the log stays one line."""
     logging.getLogger("todo").handlers[0].flush()
     capfd.readouterr()  # what the test before has left
     headers = {"Authorization": f"Bearer {forger.shared(sub=sub)}"}
-    response = await caller.get(path_of(forger.user), headers=headers)
+    response = await client.get(path_of(forger.user), headers=headers)
     assert_error(response, "FORBIDDEN")
     logging.getLogger("todo").handlers[0].flush()
     (line,) = capfd.readouterr().err.splitlines()
@@ -760,7 +761,7 @@ async def test_the_issuer_is_the_origin_of_better_auth_url_and_the_keys_are_belo
 ) -> None:
     """Rule 4: as Better Auth itself takes a base URL."""
     issuer = Issuer(Key("EdDSA"))
-    async with api(make_settings(better_auth_url=issuer.url + path)) as client:
+    async with client_of(make_settings(better_auth_url=issuer.url + path)) as client:
         response = await client.get(path_of(user), headers=issuer.bearer(user))
     assert (response.status_code, issuer.fetches) == (200, [jwks])
     issuer.away()
@@ -781,7 +782,9 @@ async def test_case_path_and_default_port_do_not_change_the_origin(
     make_settings: Any, user: str, issuer: Issuer, url: str
 ) -> None:
     origin = "https://auth.example.com"
-    async with api(make_settings(better_auth_url=url, jwks_url=f"{issuer.url}/keys")) as client:
+    async with client_of(
+        make_settings(better_auth_url=url, jwks_url=f"{issuer.url}/keys")
+    ) as client:
         for headers, status in (
             (issuer.bearer(user, iss=origin, aud=origin), 200),
             (issuer.bearer(user), 401),
@@ -811,7 +814,7 @@ async def test_jwt_issuer_and_jwt_audience_replace_the_origin(
         (forger.shared(iss=issuer.url), 401),
         (forger.shared(iss=ours["iss"], aud=issuer.url), 401),
     ]
-    async with api(settings) as client:
+    async with client_of(settings) as client:
         answers = [
             (await client.get(path_of(user), headers={"Authorization": f"Bearer {token}"}))
             for token, _ in cases
@@ -846,7 +849,7 @@ async def test_jwt_issuer_and_jwt_audience_may_be_lists(
     right: list[dict[str, object]] = [
         {"iss": iss, "aud": aud} for iss, aud in itertools.product(issuers, audiences)
     ]
-    async with api(make_settings(better_auth_url=issuer.url, **LISTS)) as client:
+    async with client_of(make_settings(better_auth_url=issuer.url, **LISTS)) as client:
         for status, cases in ((200, right), (401, wrong)):
             for claims in cases:
                 for token in (forger.signed(**claims), forger.shared(**claims)):
@@ -1071,7 +1074,7 @@ def test_a_refusal_for_its_signature_says_nothing_of_its_claims(
 async def test_the_secret_is_its_utf_8_bytes(make_settings: Any, user: str) -> None:
     secret = "zwölf Boxkämpfer jagen Viktor — über den Deich"
     token = jwt.encode({"sub": user, "exp": time.time() + 60}, secret.encode(), "HS256")
-    async with api(make_settings(better_auth_secret=secret)) as client:
+    async with client_of(make_settings(better_auth_secret=secret)) as client:
         headers = {"Authorization": f"Bearer {token}"}
         assert (await client.get(path_of(user), headers=headers)).status_code == 200
 
@@ -1081,24 +1084,24 @@ async def test_the_secret_is_its_utf_8_bytes(make_settings: Any, user: str) -> N
 
 @pytest.mark.slow
 async def test_a_remembered_token_is_refused_once_it_has_expired(
-    caller: httpx.AsyncClient, forger: Forger
+    client: httpx.AsyncClient, forger: Forger
 ) -> None:
     """Edge case: expired token. Both kinds, seen a moment before."""
     expiring = [forger.shared(exp=forger.now - 8), forger.signed(exp=forger.now - 8)]
     for token in expiring:
         headers = {"Authorization": f"Bearer {token}"}
-        assert (await caller.get(path_of(forger.user), headers=headers)).status_code == 200
+        assert (await client.get(path_of(forger.user), headers=headers)).status_code == 200
     time.sleep(3)
     for token in expiring:
         headers = {"Authorization": f"Bearer {token}"}
-        assert_error(await caller.get(path_of(forger.user), headers=headers), "TOKEN_EXPIRED")
+        assert_error(await client.get(path_of(forger.user), headers=headers), "TOKEN_EXPIRED")
 
 
-async def test_a_remembered_token_helps_no_other(caller: httpx.AsyncClient, forger: Forger) -> None:
+async def test_a_remembered_token_helps_no_other(client: httpx.AsyncClient, forger: Forger) -> None:
     good = forger.shared()
     for token, status in ((good, 200), (good[:-1], 401), (good + "A", 401), (good, 200)):
         headers = {"Authorization": f"Bearer {token}"}
-        response = await caller.get(path_of(forger.user), headers=headers)
+        response = await client.get(path_of(forger.user), headers=headers)
         assert response.status_code == status
 
 

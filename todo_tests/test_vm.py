@@ -28,14 +28,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from todo_tests.better_auth import missing
 from todo_tests.damage import AllAtOnce, Life, jwks
 from todo_tests.support import (
     AUTH_URL,
     ROOT,
     SECRET,
-    Database,
     OwnPostgres,
+    Postgres,
     Serve,
     assert_refused,
     bearer,
@@ -43,6 +42,7 @@ from todo_tests.support import (
     free_port,
     get,
     listens,
+    missing,
     path_of,
     plain_environment,
     token,
@@ -283,7 +283,7 @@ def commands_for_a_vm(copy: Path, database_url: str) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def installations(
-    postgres: Database, tmp_path_factory: pytest.TempPathFactory
+    postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[AllAtOnce]:
     new = tmp_path_factory.mktemp
     with (
