@@ -167,6 +167,8 @@ LOCKED_OUT: dict[str, tuple[str, ...]] = {
     "serve": (LOCKED_TABLE,),
     "init-db": (LOCKED_TABLE, "init-db"),
     "init-db-beside-one-that-hangs": (
+        # An index is missing, or there would be nothing to wait for.
+        "drop index tasks_user_id_idx; commit;"
         "select pg_advisory_xact_lock(hashtext('todo-api schema.sql'))",
         "init-db",
     ),
@@ -1101,7 +1103,7 @@ def test_no_command_waits_for_a_lock_for_ever(waits: AllAtOnce, command: str) ->
             waiting, *message = lines(server)
             assert seconds >= 10.0
             assert "waiting" in waiting
-            assert "locked" in message[0]
+            assert "locked" in "".join(message)
             assert len(message) <= 3
         case "check":
             assert re.search(r"^FAIL .*\block", server.stdout(), re.MULTILINE)
