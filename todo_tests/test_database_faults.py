@@ -168,7 +168,7 @@ LOCKED_OUT: dict[str, tuple[str, ...]] = {
     "init-db": (LOCKED_TABLE, "init-db"),
     "init-db-beside-one-that-hangs": (
         # An index is missing, or there would be nothing to wait for.
-        "drop index tasks_user_id_idx; commit; begin;"
+        "drop index tasks_user_id_completed_idx; commit; begin;"
         "select pg_advisory_xact_lock(hashtext('todo-api schema.sql'))",
         "init-db",
     ),
