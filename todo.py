@@ -390,7 +390,10 @@ ERRORS: dict[str, tuple[int, str]] = {
     "TASK_NOT_FOUND": (404, "Task not found."),
     "METHOD_NOT_ALLOWED": (405, "Method not allowed."),
     "PAYLOAD_TOO_LARGE": (413, "The request body cannot exceed 64 KiB."),
-    "UNSUPPORTED_MEDIA_TYPE": (415, "Content-Type must be application/json."),
+    "UNSUPPORTED_MEDIA_TYPE": (
+        415,
+        "Content-Type must be application/json, without Content-Encoding.",
+    ),
     "VALIDATION_ERROR": (422, "Validation error"),
     "HEADERS_TOO_LARGE": (431, "The request head cannot exceed 64 KiB."),
     "INTERNAL_ERROR": (500, _UNEXPECTED),
@@ -560,7 +563,7 @@ def parse_body(model: type[NewTask], body: bytes) -> dict[str, Any]:
 async def body_values(request: Request, model: type[NewTask]) -> dict[str, Any]:
     """Values of the request's body. Raises Problem, 415 before 413 before 422."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
+    if media_type != "application/json" or "content-encoding" in request.headers:
         raise Problem("UNSUPPORTED_MEDIA_TYPE")
     return parse_body(model, await request.body())  # the HTTP server raises the 413
 
@@ -1218,6 +1221,7 @@ CLOSE_TIME = 0.5  # seconds that a connect under way may delay the shutdown
 ConnectionLost = errors.ConnectionFailure
 TimedOut = errors.QueryCanceled
 BatchAborted = errors.InFailedSqlTransaction  # because of another query of the batch
+ReadOnly = errors.ReadOnlySqlTransaction
 PlanOutdated = errors.FeatureNotSupported  # "cached plan must not change result type"
 
 ROLLED_BACK = (errors.SerializationFailure, errors.DeadlockDetected)  # in favour of another
@@ -1227,7 +1231,7 @@ DATABASE_PROBLEMS: dict[type[BaseException], str] = {
     ConnectionLost: "DATABASE_UNAVAILABLE",
     errors.AdminShutdown: "DATABASE_UNAVAILABLE",
     errors.DiskFull: "DATABASE_UNAVAILABLE",
-    errors.ReadOnlySqlTransaction: "DATABASE_UNAVAILABLE",  # a standby, until it is promoted
+    ReadOnly: "DATABASE_UNAVAILABLE",  # a standby, until it is promoted
     TimedOut: "DATABASE_TIMEOUT",
     errors.LockNotAvailable: "DATABASE_TIMEOUT",
 }
@@ -1438,8 +1442,10 @@ class PipelinedConnection(psycopg.AsyncConnection[Any]):
             if failures and not query.statement.kind.read_only:
                 query.result = None  # it came, and the transaction was undone after it
             query.resolve()
-        if any(isinstance(error, PlanOutdated) for error in failures):
-            self.lose("")  # its prepared statements are of the table as it was
+        # Its prepared statements are of the table as it was; or its server is a standby by now, and
+        # a new connection finds the one that was promoted.
+        if any(isinstance(error, (PlanOutdated, ReadOnly)) for error in failures):
+            self.lose("")
 
     def lose(self, reason: str, error: type[psycopg.Error] = ConnectionLost) -> None:
         """Give the connection up, because of an error, a deadline or the shutdown. Idempotent."""

@@ -595,7 +595,10 @@ ERRORS: Mapping[str, tuple[int, str]] = {
     "NOT_FOUND": (404, "Not found."),
     "TASK_NOT_FOUND": (404, "Task not found."),
     "METHOD_NOT_ALLOWED": (405, "Method not allowed."),
-    "UNSUPPORTED_MEDIA_TYPE": (415, "Content-Type must be application/json."),
+    "UNSUPPORTED_MEDIA_TYPE": (
+        415,
+        "Content-Type must be application/json, without Content-Encoding.",
+    ),
     "PAYLOAD_TOO_LARGE": (413, "The request body cannot exceed 64 KiB."),
     "VALIDATION_ERROR": (422, "Validation error"),
     "BAD_REQUEST": (400, "The request is not valid HTTP."),
