@@ -20,7 +20,10 @@ create table if not exists tasks (
     constraint tasks_pkey primary key (id),
     constraint tasks_user_id_not_empty check (user_id <> ''),
     constraint tasks_title_not_empty check (title <> ''),
-    constraint tasks_description_length check (char_length(description) <= 1000)
+    constraint tasks_description_length check (char_length(description) <= 1000),
+    -- The times that RFC 3339 can say: no infinity, no years BC.
+    constraint tasks_created_at_range check (created_at between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00'),
+    constraint tasks_updated_at_range check (updated_at between timestamptz '0001-01-01 00:00:00+00' and timestamptz '9999-12-31 23:59:59.999999+00')
 );
 
 -- GET /api/{user_id}/tasks

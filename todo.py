@@ -22,8 +22,8 @@ reaches a task that is not theirs. `openapi.yaml` is the contract, `schema.sql` 
     python todo.py            serve, configured by the environment or `.env`
     python todo.py --help     the other commands: init-db, token, check
 
-The file has three parts. `grep '^# ===' todo.py` lists their sections. To know what the service
-does, read the first part alone: the others carry it.
+The file has three parts. `grep '^# ===' todo.py` lists their sections. The first part says what
+the service does, and can be read alone.
 
     THE SERVICE      Table and statements, Models, Errors, Endpoints, Authentication, Settings, App
     THE MACHINERY    Database, Key set, HTTP server, Log writer
@@ -31,16 +31,17 @@ does, read the first part alone: the others carry it.
 
 Where a change goes, besides `openapi.yaml` and a test:
 
-    a field of a task      `tasks`, `_row`, `_new` and `_created`; the models, and MESSAGES for each
-                           of pydantic's error types; schema.sql, with `alter table` for databases
-                           that exist (the new column first, the new todo.py after it)
-    a filter of the list   FILTERS, `filter_values`, MESSAGES; an index in schema.sql
-    a further read         a statement (compile_statement, `statements`), an endpoint, ROUTES
-    another operation      the same
+    a field of a task      `tasks`, `_row` (with `coalesce` if it may be null), `_new`, `_created`;
+                           the models, with an entry of MESSAGES for each error that pydantic may
+                           raise; schema.sql, and `alter table` for databases that exist, before
+                           the new todo.py serves them
+    a filter of the list   FILTERS and FILTER_VALUES; an `sa.Index`, and the same in schema.sql
+    another operation      a statement, which `statements` lists; an endpoint; ROUTES, where a fixed
+                           path such as `.../tasks/stats` stands before `.../tasks/{id}`
     an error               ERRORS
     a variable             Settings, .env.example, README
-    a check of every call  a middleware in create_app: a rate limit, for example, behind the one
-                           of authentication, which knows the user
+    a check of each call   a middleware in create_app. After AuthenticationMiddleware,
+                           `scope.get("user")` is the caller: the place of a rate limit, say
 """
 
 from __future__ import annotations
@@ -150,6 +151,10 @@ DESCRIPTION_MAX = 1000
 USER_ID_MAX = 255
 TASK_ID_MAX = 2**63 - 1
 
+# What RFC 3339 can say, so infinity and years BC are outside.
+TIME_MIN = "timestamptz '0001-01-01 00:00:00+00'"
+TIME_MAX = "timestamptz '9999-12-31 23:59:59.999999+00'"
+
 _current = sa.func.current_timestamp()
 tasks = sa.Table(
     "tasks",
@@ -166,6 +171,12 @@ tasks = sa.Table(
     sa.CheckConstraint(
         f"char_length(description) <= {DESCRIPTION_MAX}", name="tasks_description_length"
     ),
+    sa.CheckConstraint(
+        f"created_at between {TIME_MIN} and {TIME_MAX}", name="tasks_created_at_range"
+    ),
+    sa.CheckConstraint(
+        f"updated_at between {TIME_MIN} and {TIME_MAX}", name="tasks_updated_at_range"
+    ),
 )
 sa.Index("tasks_user_id_idx", tasks.c.user_id)
 sa.Index("tasks_user_id_completed_idx", tasks.c.user_id, tasks.c.completed)
@@ -175,16 +186,16 @@ DIALECT = postgresql.dialect(paramstyle="numeric_dollar")  # type: ignore[no-unt
 
 
 class Kind(Enum):
-    """What a statement does. The queue of the database decides by it what shares a round trip."""
+    """What a statement does. By it, the database's queue decides what shares a round trip."""
 
-    READ = auto()  # one row
-    LIST = auto()  # any number of rows
+    READ = auto()  # one row, found by an index
+    LIST = auto()  # any number of rows, or one that takes long
     CREATE = auto()
     CHANGE = auto()  # it locks rows, so others may have to wait behind it
 
     @property
     def read_only(self) -> bool:
-        """Whether a repetition changes nothing."""
+        """Whether it can be repeated without harm."""
         return self in {Kind.READ, Kind.LIST}
 
 
@@ -205,19 +216,22 @@ def compile_statement(query: sa.ClauseElement, kind: Kind) -> Statement:
 
 
 def _time_json(column: sa.Column[Any]) -> Any:
-    """JSON of a time: RFC 3339 in UTC, within its years 1 to 9999 (infinity has no form there)."""
-    first: Any = sa.literal_column("timestamptz '0001-01-01 00:00:00+00'")
-    last: Any = sa.literal_column("timestamptz '9999-12-31 23:59:59.999999+00'")
+    """JSON of a time, by RFC 3339 in UTC; a null becomes the year 1.
+
+    An older table has no check: `infinity` or a year BC would make a whole list invalid JSON.
+    """
+    first: Any = sa.literal_column(TIME_MIN)
+    last: Any = sa.literal_column(TIME_MAX)
     kept = sa.func.least(sa.func.greatest(column, first), last)
     in_utc = sa.func.timezone(sa.literal_column("'UTC'"), kept)
-    # E, or the meaning of a backslash would depend on standard_conforming_strings.
+    # An E'' string, because standard_conforming_strings changes backslashes in any other.
     form = r"""E'\\"YYYY-MM-DD"T"HH24:MI:SS.US"Z\\"'"""
     return sa.func.to_char(in_utc, sa.literal_column(form))
 
 
 _description_json = sa.cast(sa.func.to_json(tasks.c.description), sa.Text)
-# JSON object of a row, as text: PostgreSQL makes it in four fifths of the time of row_to_json. Each
-# value is JSON, as text or as concat() writes it.
+# JSON object of a row, as text: PostgreSQL makes it 20 % faster than by row_to_json. Each value is
+# JSON, as text or as concat() writes it.
 _row: dict[str, Any] = {
     '{"id":': tasks.c.id,
     ',"user_id":': sa.bindparam("owner_json", type_=sa.Text),  # cheaper than to_json of the column
@@ -246,10 +260,9 @@ def list_statement(filters: tuple[str, ...] = ()) -> Statement:
        and completed = $2
      order by id desc
     """
-    # The planner does not see the value of a subquery. Where few users have many tasks, the value
-    # would make the generic plan look too expensive, and each execution plan anew: 45 of the 125 µs
-    # of a list of 20. BETWEEN is redundant, but its estimate is small whatever the statistics say:
-    # without it, few users are a reason for a sequential scan.
+    # The subquery hides the value from the planner, so that it keeps one generic plan. Otherwise it
+    # plans each execution anew where few users have many tasks: 45 of the 125 µs of a list of 20.
+    # The redundant BETWEEN keeps the estimate of rows low, which avoids a sequential scan there.
     owner = sa.select(_owner).scalar_subquery()
     mine = (tasks.c.user_id == owner, tasks.c.user_id.between(owner, owner))
     conditions = (FILTERS[name] for name in filters)
@@ -257,20 +270,22 @@ def list_statement(filters: tuple[str, ...] = ()) -> Statement:
     return compile_statement(query, Kind.LIST)
 
 
-def _one(query: sa.Select[Any], kind: Kind) -> Statement:
-    # Always one row: the task, '' if another owner has it (403), null if nobody has (404). The
-    # condition names another owner: one's own task that is deleted meanwhile is still in the
-    # statement's snapshot, and would look like a 403.
+def _task_or_reason(query: sa.Select[Any], kind: Kind) -> Statement:
+    # Always one row: the task, '' if another user owns it (403), null if nobody does (404). It asks
+    # for another owner, because a task of the user's own that is deleted at the same time is still
+    # in the snapshot of the statement, and would look like a 403.
     another = sa.exists().where(tasks.c.id == _task, tasks.c.user_id != _owner)
     body = sa.func.coalesce(query.scalar_subquery(), sa.case((another, sa.literal_column("''"))))
     return compile_statement(sa.select(body), kind)
 
 
-def _changed(change: Any) -> Statement:
+def _changed_task(change: Any) -> Statement:
     # with task as (update tasks set ... where id = $1 and user_id = $2 returning concat(...) body)
     # select coalesce((select body from task), case when exists (
     #     select * from tasks where id = $1 and user_id <> $2) then '' end)
-    return _one(sa.select(change.where(_mine).returning(_body).cte("task").c.body), Kind.CHANGE)
+    return _task_or_reason(
+        sa.select(change.where(_mine).returning(_body).cte("task").c.body), Kind.CHANGE
+    )
 
 
 _new = {
@@ -286,10 +301,10 @@ _update = sa.update(tasks).values(updated_at=sa.func.clock_timestamp())
 
 # Each gives rows of one column: a task as JSON. PROBE gives none: it needs the table and access.
 CREATE = compile_statement(sa.insert(tasks).values(_created).returning(_body), Kind.CREATE)
-GET = _one(sa.select(_body).where(_mine), Kind.READ)
-UPDATE = _changed(_update.values(_updated))
-DELETE = _changed(sa.delete(tasks))
-TOGGLE = _changed(_update.values(completed=sa.not_(tasks.c.completed)))
+GET = _task_or_reason(sa.select(_body).where(_mine), Kind.READ)
+UPDATE = _changed_task(_update.values(_updated))
+DELETE = _changed_task(sa.delete(tasks))
+TOGGLE = _changed_task(_update.values(completed=sa.not_(tasks.c.completed)))
 PROBE = compile_statement(sa.select(tasks).limit(sa.literal_column("0")), Kind.READ)
 
 
@@ -348,6 +363,10 @@ MESSAGES = {
     "completed": {"bool_type": "Completed must be true or false"},
     "body": {"model_type": "Body must be a JSON object"},
 }
+# What the text of a filter stands for, and the message for any other text.
+FILTER_VALUES: dict[str, tuple[Callable[[str], Any], str]] = {
+    "completed": ({"true": True, "false": False}.__getitem__, MESSAGES["completed"]["bool_type"]),
+}
 BAD_JSON = "Body must be valid JSON"
 BAD_ENCODING = "Body must be UTF-8"
 BAD_USER_ID = (
@@ -371,7 +390,10 @@ ERRORS: dict[str, tuple[int, str]] = {
     "TASK_NOT_FOUND": (404, "Task not found."),
     "METHOD_NOT_ALLOWED": (405, "Method not allowed."),
     "PAYLOAD_TOO_LARGE": (413, "The request body cannot exceed 64 KiB."),
-    "UNSUPPORTED_MEDIA_TYPE": (415, "Content-Type must be application/json."),
+    "UNSUPPORTED_MEDIA_TYPE": (
+        415,
+        "Content-Type must be application/json, without Content-Encoding.",
+    ),
     "VALIDATION_ERROR": (422, "Validation error"),
     "HEADERS_TOO_LARGE": (431, "The request head cannot exceed 64 KiB."),
     "INTERNAL_ERROR": (500, _UNEXPECTED),
@@ -423,7 +445,7 @@ class Problem(Exception):
 
 
 # === Endpoints ====================================================================================
-# One function an operation, then what they share, then the route of each path.
+# One function per operation, then what they share, then the route of each path.
 
 BODY_MAX = 64 * 1024  # bytes
 USER_ID = re.compile(rf"[^/\x00-\x1f\x7f-\x9f]{{1,{USER_ID_MAX}}}")
@@ -446,7 +468,7 @@ async def create_task(request: Request) -> Response:
     new = await body_values(request, NewTask)
     try:
         [body] = await request.app.state.database.run(CREATE, **path, **new)
-    except errors.ForeignKeyViolation as exc:  # it names the constraint: of a user who is gone
+    except errors.ForeignKeyViolation as exc:  # the user was deleted; the text names the constraint
         raise Problem("FORBIDDEN", str(exc)) from None
     location = f"/api/{quote(path['owner'], safe='')}/tasks/{from_json(body)['id']}"
     return json_response(body, 201, {"Location": location})
@@ -504,17 +526,16 @@ def path_values(request: Request) -> dict[str, Any]:
     return {"owner": owner, "owner_json": json_text(owner), "task": task}
 
 
-def filter_values(request: Request) -> dict[str, bool]:
+def filter_values(request: Request) -> dict[str, Any]:
     """Values of the list's filters, by name. Raises Problem with every fault at once."""
     values, fields = {}, {}
-    for name in FILTERS:
-        match request.query_params.getlist(name):
-            case []:
-                pass
-            case ["true" | "false" as value]:
-                values[name] = value == "true"
-            case _:
-                fields[name] = MESSAGES[name]["bool_type"]
+    for name, (value_of, message) in FILTER_VALUES.items():
+        if texts := request.query_params.getlist(name):
+            try:
+                [text] = texts
+                values[name] = value_of(text)
+            except (KeyError, ValueError):
+                fields[name] = message
     if fields:
         raise Problem("VALIDATION_ERROR", fields=fields)
     return values
@@ -542,7 +563,7 @@ def parse_body(model: type[NewTask], body: bytes) -> dict[str, Any]:
 async def body_values(request: Request, model: type[NewTask]) -> dict[str, Any]:
     """Values of the request's body. Raises Problem, 415 before 413 before 422."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
+    if media_type != "application/json" or "content-encoding" in request.headers:
         raise Problem("UNSUPPORTED_MEDIA_TYPE")
     return parse_body(model, await request.body())  # the HTTP server raises the 413
 
@@ -555,7 +576,7 @@ class PathRoute(BaseRoute):
 
     def __init__(self, path: str, **handlers: Handler) -> None:
         self.path = path
-        # A user id may be empty, for an error that names it rather than a 404.
+        # An empty user id matches, so that it gets a 422 that names it, and not a 404.
         pattern = re.escape(path).replace(r"\{user_id\}", "(?P<user_id>[^/]*)")
         self.pattern = re.compile(pattern.replace(r"\{id\}", "(?P<id>[^/]+)").encode())
         self.handlers = handlers | ({"HEAD": handlers["GET"]} if "GET" in handlers else {})
@@ -649,7 +670,8 @@ DECODING: Options = {
     "verify_jti": False,
 }
 
-# A withdrawn key stops working within the sum of these while Better Auth answers: 5 minutes.
+# A withdrawn key stops working within the sum of these, 5 minutes, while Better Auth answers. While
+# it does not, known keys work on: an outage of Better Auth is none of this service.
 KEYS_MAX_AGE = 4 * 60.0  # seconds, after which keys are fetched again before use
 VERIFIED_MAX_AGE = 60.0  # seconds that a token verified by them is remembered
 VERIFIED_MAX = 10_000  # tokens, of which about 300 bytes each are kept
@@ -676,7 +698,7 @@ class TokenVerifier:
             raise Problem("AUTHENTICATION_REQUIRED", "no Authorization header")
         if len(credentials) > 1:
             raise Problem("INVALID_TOKEN", "several Authorization headers")
-        # Verifying costs 22 to 80 µs of CPU, a look into the memory 1. It keeps no token.
+        # Verifying costs 22 to 80 µs of CPU, a look into this cache 1. It holds digests, no tokens.
         digest = hashlib.sha256(credentials[0]).digest()
         user, until, expiry = self.verified.get(digest, ("", 0.0, 0.0))
         if time.monotonic() < until and time.time() < expiry:
@@ -731,7 +753,7 @@ def _untimely(token: bytes, exc: jwt.InvalidTokenError) -> Problem:
     """Problem of a token whose signature is right; the log says by how many seconds it is off."""
     claims = jwt.decode(token, options={"verify_signature": False})
     if isinstance(exc, jwt.ExpiredSignatureError):
-        return Problem("TOKEN_EXPIRED", f"expired {time.time() - int(claims['exp']):.0f} s ago")
+        return Problem("TOKEN_EXPIRED", f"expired {int(time.time()) - int(claims['exp'])} s ago")
     reason = str(exc)
     with suppress(KeyError, TypeError, ValueError, OverflowError):
         early = int(claims["iat" if "iat" in reason else "nbf"]) - time.time()
@@ -796,7 +818,7 @@ Mistake = partial(PydanticCustomError, "mistake")
 
 
 def _bare(text: str) -> str:
-    """Refuse what a shell would have taken off: Better Auth may have been given the same."""
+    """Refuse white space and quotes at the ends. They may be part of what Better Auth was given."""
     if text != text.strip():
         raise Mistake("it has white space or a line end at one of its ends")
     if text[:1] == text[-1:] and text[:1] in {"'", '"'}:
@@ -857,8 +879,8 @@ def _split(value: Any) -> Any:
 
 
 Url = Annotated[str, AfterValidator(_http_url)]
-Items = (NoDecode, BeforeValidator(_split))
-Names = Annotated[tuple[Annotated[str, Field(min_length=1)], ...] | None, *Items]
+COMMA_SEPARATED = (NoDecode, BeforeValidator(_split))
+ClaimValues = Annotated[tuple[Annotated[str, Field(min_length=1)], ...] | None, *COMMA_SEPARATED]
 
 
 class TokenSettings(BaseSettings):
@@ -883,7 +905,7 @@ class TokenSettings(BaseSettings):
             source = getattr(exc, "filename", None) or env_file or secrets_dir
             raise StartupError(f"todo.py cannot read {source} ({reason})") from None
         except ValidationError as exc:
-            # By name, because each of several origins may be a fault.
+            # One line per variable, even if several of its items are wrong.
             lines = {fault["loc"][0]: cls._line_of(fault) for fault in exc.errors()}
             advice = (
                 "Set them in the environment or in .env (.env.example explains each variable).\n"
@@ -921,7 +943,9 @@ class Settings(TokenSettings):
         pattern=r"^[^?#]*$",
         description="the http(s) URL of the Better Auth server, such as http://localhost:3000",
     )
-    allowed_origins: Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], *Items] = Field(
+    allowed_origins: Annotated[
+        tuple[Annotated[str, AfterValidator(_origin)], ...], *COMMA_SEPARATED
+    ] = Field(
         ("http://localhost:3000", "http://127.0.0.1:3000"),
         description="origins between commas, each scheme://host[:port], never * or null",
     )
@@ -935,8 +959,8 @@ class Settings(TokenSettings):
     db_timeout: float = Field(
         5.0, gt=0, le=60, description="seconds that a request may wait, up to 60"
     )
-    jwt_issuer: Names = Field(None, description="the iss that tokens must carry, or a list")
-    jwt_audience: Names = Field(None, description="the aud that tokens must carry, or a list")
+    jwt_issuer: ClaimValues = Field(None, description="the iss that tokens must carry, or a list")
+    jwt_audience: ClaimValues = Field(None, description="the aud that tokens must carry, or a list")
     jwks_url: Url | None = Field(None, description="the http(s) URL of Better Auth's JWKS")
 
 
@@ -948,7 +972,7 @@ _TRACING = ("traceparent", "tracestate", "baggage", "sentry-trace")
 _OF_LIBRARIES = ("X-Requested-With", "Cache-Control")
 REQUEST_HEADERS = ("Authorization", "Content-Type", "X-Request-ID", *_TRACING, *_OF_LIBRARIES)
 EXPOSED_HEADERS = ("Allow", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID")
-SAFE_HEADERS = ("accept", "accept-language", "content-language")  # of which browsers ask nothing
+SAFE_HEADERS = ("accept", "accept-language", "content-language")  # CORS-safelisted
 PREFLIGHT_MAX_AGE = 600  # seconds
 LOG_PATH_MAX = 2048  # characters
 ADDRESS_MAX = 46  # characters, one more than any address has
@@ -966,7 +990,8 @@ def _caller(user: str, host: str) -> tuple[str, str]:
     """User, quoted, and IP address, else "-": a proxy may pass on what a client made up."""
     address = "-"
     with suppress(ValueError):
-        address = str(ipaddress.ip_address(host.partition("%")[0]))  # without its zone
+        ip = ipaddress.ip_address(host.partition("%")[0])  # without its zone
+        address = str(getattr(ip, "ipv4_mapped", None) or ip)
     return quote(user, safe="@|:", errors="replace"), address
 
 
@@ -980,7 +1005,7 @@ def _log_line(scope: Scope, status: int, seconds: float, request_id: bytes) -> s
 
 
 async def _failure_of(answering: Awaitable[None]) -> BaseException | None:
-    """What answering raises: in an `except`, it would be the context of all that it leads to."""
+    """Return what it raises. The caller answers outside of `except`, where no error is chained."""
     try:
         await answering
     except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001 the last resort
@@ -1066,8 +1091,8 @@ class ExchangeMiddleware:
     def _preflight(self, request_headers: Mapping[bytes, bytes]) -> Response:
         """Answer by the Fetch standard, always a 204, without a token.
 
-        A browser that misses its origin, method or header in it names that to the developer. The
-        log names it too.
+        The browser tells the developer which origin, method or header is not allowed in it. So does
+        the log.
         """
         origin = request_headers[b"origin"]
         if origin not in self.headers:
@@ -1089,7 +1114,7 @@ class ExchangeMiddleware:
 
 
 class AuthenticationMiddleware:
-    """Lets nobody under /api without a valid token; scope["user"] is the user id of that."""
+    """Requires a valid token under /api, and puts its user id into scope["user"]."""
 
     def __init__(self, app: ASGIApp, tokens: TokenVerifier) -> None:
         self.app = app
@@ -1102,9 +1127,9 @@ class AuthenticationMiddleware:
         await self.app(scope, receive, send)
 
 
-def not_found(request: Request, exc: Exception) -> Response:  # noqa: ARG001 Starlette's signature
-    """Answer to a path without a route."""
-    return Problem("NOT_FOUND").response
+async def not_found(request: Request, exc: Exception) -> Response:  # noqa: ARG001 Starlette's
+    """Raise Problem for a path without a route. If it were not async, a thread would run it."""
+    raise Problem("NOT_FOUND") from None
 
 
 def end_with_parent(sentinel: int) -> None:
@@ -1155,8 +1180,18 @@ def create_app(settings: Settings) -> Starlette:
 ####################################################################################################
 # ===== THE MACHINERY ==============================================================================
 #
-# What carries the service: safe against hostile callers and lost connections, and fast. Nothing
+# What carries the service: fast, and safe against hostile callers and lost connections. Nothing
 # here knows what a task is.
+#
+# Names of libraries that are overridden here, or are not their documented interface. To check them
+# at an upgrade, run the whole test suite on the new version:
+#
+#   psycopg        AsyncConnection.connect; pgconn in pipeline mode outside of `pipeline()`
+#   psycopg_pool   `closed`, `max_size`; that a broken connection which comes back is replaced
+#   SQLAlchemy     `positiontup` of a compiled statement, the paramstyle numeric_dollar
+#   Starlette      `Router.redirect_slashes`; `matches` and `handle` of a route
+#   uvicorn        `Config.loaded_app`; `connections`, `tasks` and `default_headers` of ServerState;
+#                  that Server calls `shutdown` of each protocol; Multiprocess, see Workers
 ####################################################################################################
 
 
@@ -1167,12 +1202,12 @@ def create_app(settings: Settings) -> Starlette:
 # out of it.
 #
 # It buys speed: for one task, AsyncConnection.execute takes 84 µs of CPU and a checkout of the pool
-# 60; this takes 17. Who trusts it may skip to the HTTP server.
+# 60; this takes 17. If you trust it, skip to the key set.
 
 # Of TCP: seconds, seconds, and probes.
 KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 RECONNECT_PAUSE = 0.25  # seconds between attempts to connect while there is no connection
-GROWTH_PAUSES = 20  # of these between attempts while there is another connection
+GROWTH_PAUSES = 20  # as many RECONNECT_PAUSEs while another connection works
 BATCH_MAX = 8  # reads, or creates, that share a round trip
 CREATE_PATIENCE = 0.25  # seconds until creates that share a transaction are tried one by one
 SHORT_LIST = 200  # rows; nobody else waits behind a list that may be longer
@@ -1186,6 +1221,7 @@ CLOSE_TIME = 0.5  # seconds that a connect under way may delay the shutdown
 ConnectionLost = errors.ConnectionFailure
 TimedOut = errors.QueryCanceled
 BatchAborted = errors.InFailedSqlTransaction  # because of another query of the batch
+ReadOnly = errors.ReadOnlySqlTransaction
 PlanOutdated = errors.FeatureNotSupported  # "cached plan must not change result type"
 
 ROLLED_BACK = (errors.SerializationFailure, errors.DeadlockDetected)  # in favour of another
@@ -1195,7 +1231,7 @@ DATABASE_PROBLEMS: dict[type[BaseException], str] = {
     ConnectionLost: "DATABASE_UNAVAILABLE",
     errors.AdminShutdown: "DATABASE_UNAVAILABLE",
     errors.DiskFull: "DATABASE_UNAVAILABLE",
-    errors.ReadOnlySqlTransaction: "DATABASE_UNAVAILABLE",  # a standby, until it is promoted
+    ReadOnly: "DATABASE_UNAVAILABLE",  # a standby, until it is promoted
     TimedOut: "DATABASE_TIMEOUT",
     errors.LockNotAvailable: "DATABASE_TIMEOUT",
 }
@@ -1270,14 +1306,16 @@ class PipelinedConnection(psycopg.AsyncConnection[Any]):
 
         what has come               what is known               what each query gets
         rows, then the sync         committed                   its rows
-        an error, then the sync     undone                      its error; the others BatchAborted
-        rows, an error, the sync    undone, by the commit       alone that error, else BatchAborted
+        an error, then the sync     undone                      its error; the others BatchAborted,
+                                                                or rows of reads before the error
+        rows, an error, the sync    undone: the commit failed   the error if it is alone in the
+                                                                batch, else BatchAborted
         AdminShutdown for rows      undone, says the server     AdminShutdown
         the end of the connection   a change: nothing           ConnectionLost
         nothing until the deadline  a change: nothing           TimedOut; reads with time left
                                                                 BatchAborted
 
-    Reads and creates that get BatchAborted or AdminShutdown are tried again: see `may_repeat`.
+    What is known to be undone is tried again, and a read that was lost: see `may_repeat`.
     """
 
     batch: Sequence[Query] = ()  # under way
@@ -1376,13 +1414,14 @@ class PipelinedConnection(psycopg.AsyncConnection[Any]):
             self.pgconn.get_result()  # the None behind each, for which libpq never waits
 
     def _take(self, result: pq.abc.PGresult) -> None:
-        of_commit = not self.results  # it speaks only of its error
+        of_commit = not self.results  # which has a result only if it fails
         query, preparation = (self.batch[0], False) if of_commit else self.results.popleft()
         if result.status == pq.ExecStatus.TUPLES_OK:
             query.result = result
         elif result.status == pq.ExecStatus.FATAL_ERROR and not query.error:
             error = _error_of(result)
-            # Whose fault it is that several creates wait or do not commit, each finds out alone.
+            # If creates that share a batch wait too long, or cannot commit, nobody knows which one
+            # is the cause: each is tried alone.
             shared = of_commit or (isinstance(error, TimedOut) and query.fate_unknown)
             query.error = (
                 BatchAborted("undone with its batch") if shared and len(self.batch) > 1 else error
@@ -1403,11 +1442,13 @@ class PipelinedConnection(psycopg.AsyncConnection[Any]):
             if failures and not query.statement.kind.read_only:
                 query.result = None  # it came, and the transaction was undone after it
             query.resolve()
-        if any(isinstance(error, PlanOutdated) for error in failures):
-            self.lose("")  # its prepared statements are of the table as it was
+        # Its prepared statements are of the table as it was; or its server is a standby by now, and
+        # a new connection finds the one that was promoted.
+        if any(isinstance(error, (PlanOutdated, ReadOnly)) for error in failures):
+            self.lose("")
 
     def lose(self, reason: str, error: type[psycopg.Error] = ConnectionLost) -> None:
-        """Give the connection up, by an error, a deadline or the shutdown; again is harmless."""
+        """Give the connection up, because of an error, a deadline or the shutdown. Idempotent."""
         if self.alive:
             self.alive = False
             self.loop.remove_reader(self.descriptor)  # before the descriptor is somebody else's
@@ -1470,7 +1511,7 @@ class QueryQueue:
         self.waiting.setdefault(query.owner, deque()).append(query)
 
     def take(self) -> list[Query]:
-        """Queries of the next batch, one an owner a turn; empty if there is none that may go."""
+        """Queries of the next batch, one per owner per turn; empty if none may go."""
         batch: list[Query] = []
         while query := self._next(batch):
             batch.append(query)
@@ -1481,7 +1522,7 @@ class QueryQueue:
         return batch
 
     def _next(self, batch: Sequence[Query]) -> Query | None:
-        """First query that may join the batch. Its owner's next turn is the last, others wait."""
+        """First query that fits the batch. Its owner moves to the end, the others do not move."""
         for owner in list(self.waiting):
             queries = self.waiting[owner]
             while queries and queries[0].rows.done():  # its client has left, or it is late
@@ -1614,7 +1655,7 @@ class Database:
         """Take a connection, and run batches on it until it is lost or idle for a second."""
         loop = asyncio.get_running_loop()
         with suppress(PoolClosed, PoolTimeout):
-            # A day, because the pool keeps a place in its queue for each that gave up.
+            # In effect without a time limit, because the pool keeps those who gave up in its queue.
             async with self.pool.connection(timeout=24 * 3600.0) as connection:
                 idle_since = loop.time()
                 while connection.usable():
@@ -1698,6 +1739,7 @@ class Database:
 KEYS_RETRY = 10.0  # seconds between fetches while Better Auth does not answer and keys are known
 JWKS_TIMEOUT = 2.0  # seconds
 JWKS_MAX = 256 * 1024  # bytes
+UNUSABLE_MAX = 10  # keys of a fetch that the log names
 JWKS_BURST = 3  # fetches without a pause
 JWKS_PAUSE = 1.0  # seconds between fetches beyond those
 RETRY_AFTER_MAX = 60.0  # seconds that Better Auth may ask for
@@ -1749,12 +1791,16 @@ async def _get(url: str) -> bytes:
         writer.write(f"GET {target} HTTP/1.1\r\nHost: {parts.netloc}\r\n{headers}\r\n\r\n".encode())
         response = JWKSResponse()
         parser = httptools.HttpResponseParser(response)
+        received = 0
         while not response.complete and (data := await reader.read(JWKS_MAX)):
-            parser.feed_data(data)
-            if len(response.body) > JWKS_MAX:
+            received += len(data)
+            if received > JWKS_MAX:
                 raise JWKSError(f"the answer has more than {JWKS_MAX} bytes")
+            parser.feed_data(data)
     finally:
         writer.transport.abort()
+    if not received:
+        raise EOFError("the connection was closed without an answer")
     if parser.get_status_code() != http.HTTPStatus.OK:
         raise _refusal(parser.get_status_code(), response.headers)
     return response.body
@@ -1772,16 +1818,24 @@ def _refusal(status: int, headers: Mapping[bytes, bytes]) -> JWKSError:
 
 
 def _usable(key: dict[str, Any]) -> jwt.PyJWK:
-    """Key that verifies tokens. Raises ValueError that says why it does not, or PyJWT's errors."""
-    if not isinstance(key["kid"], str):
-        raise TypeError("its kid is no text")
+    """Key that verifies tokens. Raises ValueError that says which one does not, and why."""
+    kid = key.get("kid")
+    name = ascii(kid)[:50]
+    if not isinstance(kid, str):
+        raise ValueError("a key without kid")
     if "d" in key:  # whoever reads the set could sign
-        raise ValueError("it is a private key")
+        raise ValueError(f"{name} is a private key")
     if key.get("use", "sig") != "sig" or "verify" not in key.get("key_ops", ["verify"]):
-        raise ValueError("it is not to verify with")
-    if key.get("alg", "EdDSA") not in ASYMMETRIC:
-        raise ValueError(f"its algorithm is {key['alg']!a}")
-    return jwt.PyJWK(key)
+        raise ValueError(f"{name} is not to verify with")
+    if "alg" in key and key["alg"] not in ASYMMETRIC:
+        raise ValueError(f"{name} is of algorithm {ascii(key['alg'])[:50]}")
+    try:
+        parsed = jwt.PyJWK(key)
+    except Exception as exc:  # noqa: BLE001 whatever PyJWT raises for it
+        raise ValueError(f"{name} cannot be read: {str(exc) or type(exc).__name__}") from None
+    if parsed.algorithm_name not in ASYMMETRIC:  # of its type and curve, where the key names none
+        raise ValueError(f"{name} is of algorithm {parsed.algorithm_name!a}")
+    return parsed
 
 
 async def fetch_jwks(url: str) -> tuple[Keys, list[str]]:
@@ -1794,13 +1848,13 @@ async def fetch_jwks(url: str) -> tuple[Keys, list[str]]:
     except TimeoutError:
         raise JWKSError(f"no whole answer within {JWKS_TIMEOUT:.0f} s") from None
     except JWKS_FAULTS as exc:
-        raise JWKSError(f"{type(exc).__name__} {exc}") from None
-    for number, key in enumerate(members):
+        raise JWKSError(f"{type(exc).__name__} {exc}"[:200]) from None
+    for key in members:
         try:
             parsed = _usable(key)
             keys[key["kid"], parsed.algorithm_name] = parsed
-        except Exception as exc:  # noqa: BLE001 whatever PyJWT raises: one bad key spoils no other
-            unusable.append(f"key {number}: {type(exc).__name__} {exc}"[:200])
+        except Exception as exc:  # noqa: BLE001 one bad key spoils no other
+            unusable.append(str(exc)[:200])
     return keys, unusable
 
 
@@ -1810,9 +1864,11 @@ class KeySet:
     def __init__(self, url: str) -> None:
         self.url = url
         self.keys: Keys = {}
-        # In the loop's time: when the last good fetch began, until when keys serve without another,
-        # and before when none begins.
-        self.fetched_at = self.fresh_until = self.next_fetch_at = -math.inf
+        self.unusable: set[str] = set()  # why others of the last good fetch are not
+        # In the loop's time:
+        self.fetched_at = -math.inf  # when the last fetch that succeeded began
+        self.fresh_until = -math.inf  # known keys serve without another fetch
+        self.next_fetch_at = -math.inf  # no fetch begins before
         self.fetching: asyncio.Task[None] | None = None
 
     async def find(self, kid: str, algorithm: str) -> jwt.PyJWK:
@@ -1822,8 +1878,8 @@ class KeySet:
         if name not in self.keys or now >= self.fresh_until:
             under_way = self.fetching is not None
             await self._refresh()
-            # A key is first published by the token that it signs: only a fetch that began after the
-            # token came in can tell, so one that was already under way does not count.
+            # A new key may be published together with its first token. A fetch that began before
+            # that token came in proves nothing, so there is another.
             if name not in self.keys and under_way:
                 await self._refresh()
         if name in self.keys:
@@ -1848,8 +1904,10 @@ class KeySet:
             began = loop.time()
             keys, unusable = await fetch_jwks(self.url)
             self.keys, self.fetched_at, self.fresh_until = keys, began, began + KEYS_MAX_AGE
-            for reason in unusable:
+            new = set(unusable) - self.unusable  # invented tokens have the same set fetched again
+            for reason in sorted(new)[:UNUSABLE_MAX]:
                 log.warning("a key of the JWKS is not used: %s", reason)
+            self.unusable = set(unusable)
         except JWKSError as exc:
             self.fresh_until = loop.time() + max(KEYS_RETRY, exc.pause)
             self.next_fetch_at = max(self.next_fetch_at, loop.time() + exc.pause)
@@ -1864,8 +1922,6 @@ class KeySet:
 # `http=`, reads requests and writes answers. It promises to the app: a request comes whole, or its
 # `receive` raises the 413; what is no request comes as `scope["problem"]`; `raw_path` is ASCII; a
 # client that leaves sets `scope["client_left"]` before the task is cancelled.
-# Used of uvicorn, and to be looked at with an upgrade: `config.loaded_app`; `connections`, `tasks`
-# and `default_headers` (Date) of its ServerState; that it calls `shutdown` of each connection.
 
 HEAD_MAX = 64 * 1024  # bytes of request line and headers
 REQUEST_MAX = 1024 * 1024  # bytes of a whole request: chunk lines and trailers count
@@ -1900,17 +1956,16 @@ class State(Enum):
 
 @dataclass(slots=True)
 class Exchange:
-    """A request, and how its answer stands."""
+    """A request as the app gets it."""
 
     scope: Scope
     keep_alive: bool = False  # the connection, behind the answer
     expects: bool = False  # 100 Continue
     body: bytearray = field(default_factory=bytearray)
     too_large: Problem | None = None
-    answered: bool = False
 
     async def receive(self) -> Message:
-        """The body at once. Raises Problem if it is too large, so nobody takes a part for it."""
+        """The whole body. Raises Problem if it is too large: nobody takes a part for the whole."""
         if self.too_large is not None:
             raise self.too_large
         return {"type": "http.request", "body": bytes(self.body), "more_body": False}
@@ -1934,15 +1989,17 @@ class HTTPProtocol(asyncio.Protocol):
     transport: asyncio.Transport
     state = State.IDLE
     deadline = math.inf  # of the state, in the loop's time
-    linger_until = 0.0  # the same of LINGERING in all
+    linger_until = 0.0  # upper bound of the deadline while LINGERING
     timer: asyncio.TimerHandle  # of the next look
     draining = False  # the server shuts down
     unparsed = b""
     size = 0  # bytes that the parser has taken of a request whose end has not come
     url = b""
     incoming: Any = None  # the Exchange whose head has come, and whose end has not
-    exchange: Exchange  # which is answered, or was last
-    task: asyncio.Task[None]  # of that
+    exchange: Exchange  # that the app answers in this task
+    task: asyncio.Task[None]
+    answered = False
+    keep_alive = False  # behind this answer
     unread = 0  # bytes of an answer that is being sent, as of the last look
 
     def __init__(
@@ -1961,7 +2018,7 @@ class HTTPProtocol(asyncio.Protocol):
             "path": "/",
             "raw_path": b"-",
             "query_string": b"",
-        }  # these of what is no request
+        }  # defaults, and the scope of what could not be parsed
         self.state_of_app = app_state
         self.parser = httptools.HttpRequestParser(self)
         self.headers: list[tuple[bytes, bytes]] = []
@@ -2045,6 +2102,7 @@ class HTTPProtocol(asyncio.Protocol):
 
     def _answer(self, exchange: Exchange) -> None:
         self.exchange = exchange
+        self.answered = False
         self.start: Message = {}
         self.content: list[bytes] = []
         self._enter(State.WORKING)
@@ -2056,16 +2114,18 @@ class HTTPProtocol(asyncio.Protocol):
         self.server_state.tasks.discard(task)
         if self.transport.is_closing():
             return
-        if not self.exchange.answered:
+        if not self.answered:
             self.transport.abort()
-        elif self.transport.get_write_buffer_size():
+            return
+        del self.exchange  # it may be large
+        if self.transport.get_write_buffer_size():
             self._enter(State.SENDING)
         else:
             self._sent()
 
     def _sent(self) -> None:
         """The kernel has the whole answer: go on, or end the connection."""
-        if self.exchange.keep_alive:
+        if self.keep_alive:
             self._advance()
             return
         self.unparsed = b""
@@ -2075,7 +2135,7 @@ class HTTPProtocol(asyncio.Protocol):
         self.transport.resume_reading()
 
     def _look(self) -> None:
-        """Hang up if the deadline is over, or if a reader rests while answers fill the memory."""
+        """Hang up at the deadline, or if a client stops reading while answers fill the memory."""
         unread = self.transport.get_write_buffer_size()
         rests = 0 < self.unread <= unread
         HTTPProtocol.unread_in_all += unread - self.unread
@@ -2094,7 +2154,7 @@ class HTTPProtocol(asyncio.Protocol):
             self.loop.time() > HTTPProtocol.warned_at + WARNING_INTERVAL
         ):
             HTTPProtocol.warned_at = self.loop.time()
-            log.warning("of %d file descriptors (ulimit -n) hardly one is left", limit)
+            log.warning("%d file descriptors (ulimit -n) are too few: clients are refused", limit)
 
     # Parsing
 
@@ -2122,7 +2182,7 @@ class HTTPProtocol(asyncio.Protocol):
     def _ignore_upgrade(self, behind: bytes) -> None:
         """Have a new parser take the same head without Upgrade, and what is behind it.
 
-        So RFC 9110 section 7.8. The parser takes a body behind an upgrade for another protocol.
+        RFC 9110 section 7.8 allows it. The parser would take a body for the other protocol.
         """
         version = self.parser.get_http_version().encode()
         head = [self.parser.get_method() + b" " + self.url + b" HTTP/" + version]
@@ -2205,27 +2265,28 @@ class HTTPProtocol(asyncio.Protocol):
 
     async def _send(self, message: Message) -> None:
         """Collect the answer. Head and body are one write, which wakes the client once."""
-        if self.state is not State.WORKING or self.exchange.answered:
+        if self.state is not State.WORKING or self.answered:
             return
         if message["type"] == "http.response.start":
             self.start = message
             return
         self.content.append(message.get("body", b""))
         if not message.get("more_body"):
-            self.exchange.answered = True
-            self._write(self.start["status"], self.start["headers"], b"".join(self.content))
+            self._write(self.start["status"], self.start.get("headers", ()))
+            self.answered = True
+            self.content = []  # it may be large
 
-    def _write(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-        exchange = self.exchange
-        if self.draining and not (self.requests or self.unparsed or self.size):
-            exchange.keep_alive = False
+    def _write(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        body = b"".join(self.content)
+        last = self.draining and not (self.requests or self.unparsed or self.size)
+        self.keep_alive = self.exchange.keep_alive and not last
         fields = [*self.server_state.default_headers, *headers]
         if status not in {204, 304} and b"content-length" not in dict(fields):
             fields.append((b"content-length", b"%d" % len(body)))
-        if not exchange.keep_alive:
+        if not self.keep_alive:
             fields.append((b"connection", b"close"))
         head = b"\r\n".join([STATUS_LINES[status], *map(b": ".join, fields), b"", b""])
-        self.transport.write(head if exchange.scope["method"] == "HEAD" else head + body)
+        self.transport.write(head if self.exchange.scope["method"] == "HEAD" else head + body)
 
 
 class Workers(Multiprocess):
@@ -2369,10 +2430,11 @@ select pg_get_constraintdef(oid) from pg_constraint
 where conrelid = to_regclass('tasks') and conname = $1::text
 union all select concat(qual, with_check) from pg_policies
 where tablename = 'tasks' and $1::text is null"""
+# Who owns the table, or may make it, and whether it is there.
 OWNER = b"""
-select pg_get_userbyid(coalesce(
-    (select relowner from pg_class where oid = to_regclass('tasks')), datdba))
-from pg_database where datname = current_database()"""
+select pg_get_userbyid(coalesce(relowner, datdba)), relowner is not null
+from pg_database left join pg_class on pg_class.oid = to_regclass('tasks')
+where datname = current_database()"""
 NEWEST = compile_statement(sa.select(sa.func.max(tasks.c.id)), Kind.READ)
 
 Client = psycopg.Connection[Any]
@@ -2393,7 +2455,7 @@ def say(text: str) -> None:
 def connected(settings: Settings, grace: float) -> Iterator[Client]:
     """Connection of a command, which hangs up on the database after so many seconds.
 
-    Raises psycopg.OperationalError if the database is away, StartupError if waiting is no cure.
+    Raises psycopg.OperationalError if it cannot be reached, StartupError if waiting does not help.
     """
 
     def hang_up() -> None:
@@ -2543,9 +2605,7 @@ def init_db(settings: Settings) -> None:
         raise StartupError("init-db needs schema.sql beside todo.py") from None
 
     def apply(connection: Client) -> None:
-        exists = connection.execute(b"select to_regclass('tasks') is not null").fetchone() == (
-            True,
-        )
+        owner, exists = connection.execute(OWNER).fetchone() or ("", False)
         if exists:
             require_table(connection)  # before an index is made: an older table is left as it is
             if not missing_indexes(connection):
@@ -2555,10 +2615,8 @@ def init_db(settings: Settings) -> None:
         except psycopg.OperationalError:
             raise
         except psycopg.Error as exc:
-            connection.rollback()
             message = f"schema.sql cannot be applied: {_said(exc)}"
             if isinstance(exc, errors.InsufficientPrivilege):
-                [owner] = connection.execute(OWNER).fetchone() or ["OWNER"]
                 url = f"postgresql://{quote(owner)}:PASSWORD@HOST/{quote(connection.info.dbname)}"
                 message += f"\nAs its owner: NEON_DB_URL='{url}' python todo.py init-db"
             raise StartupError(message) from None
@@ -2570,7 +2628,7 @@ def init_db(settings: Settings) -> None:
 def listen(settings: Settings) -> list[socket.socket]:
     """Listening sockets: those that systemd passes, else one of HOST and PORT.
 
-    See sd_listen_fds(3); LISTEN_PID is ignored, for it names `uv run`. Raises StartupError.
+    See sd_listen_fds(3); LISTEN_PID is ignored, because it names `uv run`. Raises StartupError.
     """
     passed = os.environ.get("LISTEN_FDS", "")
     host, port = settings.host, settings.port
@@ -2583,14 +2641,13 @@ def listen(settings: Settings) -> list[socket.socket]:
         return [socket.create_server(address, family=family, backlog=2048, dualstack_ipv6=both)]
     except (OSError, TypeError, UnicodeError) as exc:
         beside = port + (1 if port < PORT_MAX else -1)
-        hint = {
+        hints = {
             errno.EADDRINUSE: f"Another process has it. To take the one beside it: PORT={beside}",
             errno.EACCES: "Only root may take a port below 1024: PORT=8000",
             errno.EBADF: "LISTEN_FDS is set, but no such sockets are passed: unset LISTEN_FDS",
-        }.get(
-            getattr(exc, "errno", None) or 0,
-            "HOST must be an address of this machine: 127.0.0.1, or 0.0.0.0 for all that it has",
-        )
+        }
+        host_hint = "HOST must be an address of this machine: 127.0.0.1, or 0.0.0.0 for all of them"
+        hint = hints.get(getattr(exc, "errno", None) or 0, host_hint)
         raise StartupError(
             f"todo.py cannot start: it cannot listen on HOST {host}, "
             f"PORT {port} ({getattr(exc, 'strerror', None) or exc})\n{hint}"
@@ -2684,8 +2741,8 @@ def check_table(connection: Client, user: str | None) -> Iterator[Finding]:
     except StartupError as exc:
         yield FAIL, "trial", str(exc)
     except errors.UniqueViolation as exc:
-        line = f"select setval({sequence!r}, (select max(id) from tasks));"  # noqa: S608
-        yield FAIL, "trial", f"ids are ahead of what makes them ({_said(exc)}): {line}"
+        line = f"select setval('{sequence}', (select max(id) from tasks));"  # noqa: S608
+        yield FAIL, "trial", f"ids are ahead of their sequence ({_said(exc)}): {line}"
     except psycopg.OperationalError:
         raise
     except psycopg.Error as exc:
@@ -2847,20 +2904,18 @@ def _url_at(sockets: str) -> str:
     return f"postgresql://postgres@/postgres?port=5432&host={quote(sockets, safe='')}"
 
 
-def _pid_file(data: Path) -> tuple[str, str, str]:
-    """What postmaster.pid names: process, folder of the data, folder of the sockets. Or nothing."""
-    with suppress(FileNotFoundError):
-        lines = [*(data / "postmaster.pid").read_text().split("\n"), "", "", "", ""]
-        return lines[0], lines[1], lines[4]
-    return "", "", ""
+def _pid_file(data: Path) -> list[str]:
+    """Lines of postmaster.pid: process, folder, start, port, folder of the sockets. Or nothing."""
+    file = data / "postmaster.pid"
+    return [*(file.read_text().split("\n") if file.exists() else ()), *[""] * 5]
 
 
-def _free(data: Path) -> None:
-    """See to it that no server uses the data. Raises StartupError if that cannot be known.
+def _ensure_unused(data: Path) -> None:
+    """End a server that uses the data. Raises StartupError if it cannot be known.
 
     postmaster.pid has the name of the folder where the server runs; a copied folder has it too.
     """
-    pid, folder, sockets = _pid_file(data)
+    pid, folder, _, _, sockets, *_ = _pid_file(data)
     file = data / "postmaster.pid"
     try:
         ours = not folder or data.samefile(folder)
@@ -2874,7 +2929,7 @@ def _free(data: Path) -> None:
         say(f"This folder is a copy of {folder}: made while `todo.py dev` ran, it may be broken.")
         file.unlink()
         return
-    with socket.socket(socket.AF_UNIX) as probe:  # the process may be another by now
+    with socket.socket(socket.AF_UNIX) as probe:  # by now the process may be another program's
         running = sockets and probe.connect_ex(f"{sockets}/.s.PGSQL.5432") == 0
     if running:  # since its `dev` was killed
         _run_postgres("pg_ctl", data, "stop", "--mode=fast")
@@ -2895,7 +2950,7 @@ def embedded_postgres(data: Path) -> Iterator[str]:
         options = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C")
         _run_postgres("initdb", new, *options)
         new.rename(data)
-    _free(data)
+    _ensure_unused(data)
     sockets = tempfile.mkdtemp(prefix="todo-")  # a socket's path has at most 103 bytes
     try:
         os.chown(sockets, data.stat().st_uid, -1)  # root's PostgreSQL runs as somebody else
@@ -2909,25 +2964,26 @@ def embedded_postgres(data: Path) -> Iterator[str]:
         shutil.rmtree(sockets, ignore_errors=True)
 
 
-@contextmanager
-def dev_folder() -> Iterator[Path]:
-    """Folder of `dev`, locked, with a secret in it. Raises StartupError and OSError."""
+def dev_folder(stack: ExitStack) -> Path:
+    """Folder of `dev` with a secret in it, locked until the stack unwinds.
+
+    Raises StartupError and OSError.
+    """
     folder = DEV.resolve()
     folder.mkdir(exist_ok=True)
-    with ExitStack() as stack:
-        lock = os.open(folder, os.O_RDONLY)
-        stack.callback(os.close, lock)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StartupError(
-                f"another `todo.py dev` runs in {folder.parent}: use that one, or stop it first"
-            ) from None
-        secret = folder / "better_auth_secret"
-        secret.touch(stat.S_IRUSR | stat.S_IWUSR)
-        if not secret.read_text():
-            secret.write_text(secrets.token_urlsafe(32))
-        yield folder
+    lock = os.open(folder, os.O_RDONLY)
+    stack.callback(os.close, lock)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StartupError(
+            f"another `todo.py dev` runs in {folder.parent}: use that one, or stop it first"
+        ) from None
+    secret = folder / "better_auth_secret"
+    secret.touch(stat.S_IRUSR | stat.S_IWUSR)
+    if not secret.read_text():
+        secret.write_text(secrets.token_urlsafe(32))
+    return folder
 
 
 WELCOME = """
@@ -2967,7 +3023,7 @@ def dev() -> None:
     given_url = os.environ.get("NEON_DB_URL")
     with ExitStack() as stack:
         try:
-            folder = stack.enter_context(dev_folder())
+            folder = dev_folder(stack)
             settings = dev_settings("postgresql://embedded")  # until that is started
             listeners = listen(settings)
             url = given_url or stack.enter_context(embedded_postgres(folder / "postgres"))
@@ -2992,9 +3048,9 @@ def settings_to_check() -> Settings:
     if not DEV.is_dir() or os.environ.get("NEON_DB_URL") or Path(".env").exists():
         return Settings.load()
     data = DEV.resolve() / "postgres"
-    _, folder, sockets = _pid_file(data)
+    _, folder, _, _, sockets, *_ = _pid_file(data)
     with suppress(OSError):
-        if folder and data.samefile(folder):
+        if folder and data.samefile(folder):  # else the file came with a copy of the folder
             return dev_settings(_url_at(sockets))
     raise StartupError("nothing to check: NEON_DB_URL is not set, and no `todo.py dev` runs here")
 
@@ -3016,6 +3072,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # KeyboardInterrupt, as by Ctrl-C
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup's
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    # It would add a line of its own to the first error of a pipeline, which is raised.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
     parser = argparse.ArgumentParser(prog="todo.py", description="Secure multi-user Todo API.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands.add_parser("serve", help="serve, configured by the environment or .env (default)")

@@ -20,9 +20,9 @@ from todo_tests.support import (
     AUTH_URL,
     SECRET,
     Account,
-    Database,
     NewPostgres,
     OwnPostgres,
+    Postgres,
     Serve,
     Server,
 )
@@ -112,10 +112,10 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Database]:
+def postgres() -> Iterator[Postgres]:
     """A real PostgreSQL: that of TEST_DATABASE_URL, else one from the embedded wheel."""
     if url := os.environ.get("TEST_DATABASE_URL"):
-        yield Database(url)
+        yield Postgres(url)
         return
     with OwnPostgres() as server:
         yield server
@@ -128,7 +128,7 @@ def _forget_template() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def local_postgres(postgres: Database) -> Iterator[OwnPostgres]:
+def local_postgres(postgres: Postgres) -> Iterator[OwnPostgres]:
     """One from the embedded wheel, whose port and log are at hand; not to be damaged."""
     if isinstance(postgres, OwnPostgres):
         yield postgres
@@ -148,21 +148,21 @@ def _log_is_written_at_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def database_url(postgres: Database) -> Iterator[str]:
+def database_url(postgres: Postgres) -> Iterator[str]:
     """A fresh database with `schema.sql` applied."""
     with postgres.new_database(schema=True) as url:
         yield url
 
 
 @pytest.fixture
-def empty_database(postgres: Database) -> Iterator[str]:
+def empty_database(postgres: Postgres) -> Iterator[str]:
     """A database without the table."""
     with postgres.new_database() as url:
         yield url
 
 
 @pytest.fixture
-def fresh_database(postgres: Database) -> Iterator[str]:
+def fresh_database(postgres: Postgres) -> Iterator[str]:
     """A database with the table, of this test's own."""
     with postgres.new_database(schema=True) as url:
         yield url

@@ -1,4 +1,4 @@
-"""What the tests share: tokens, a real PostgreSQL, a real server process."""
+"""What the tests share: tokens, a real PostgreSQL, the app in process and as a process."""
 
 import math
 import os
@@ -16,16 +16,17 @@ import time
 import urllib.parse
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 import httpx
 import jwt
 import psutil
 import psycopg
+import pytest
 from psycopg import sql
 
 ROOT = Path(__file__).parent.parent
@@ -88,10 +89,34 @@ def eventually(fact: Callable[[], object], *, within: float = 10.0, why: str = "
     return value
 
 
+# Optional tools
+
+
+def missing(reason: str) -> NoReturn:
+    """Skip for want of an optional tool, unless TODO_REQUIRE_ALL says that none is optional."""
+    if os.environ.get("TODO_REQUIRE_ALL"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def node_packages(folder: Path) -> Path:
+    """The folder's node_modules as its lock file says, installed if need be."""
+    for tool in ("node", "npm"):
+        if not shutil.which(tool):
+            missing(f"{tool} is not installed")
+    installed = folder / "node_modules" / ".package-lock.json"
+    lock = folder / "package-lock.json"
+    if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
+        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+        if subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode:
+            missing(f"npm ci cannot install the packages of {folder.name}")
+    return installed.parent
+
+
 # PostgreSQL
 
 
-class Database:
+class Postgres:
     """A PostgreSQL server that listens at `url`, the URL of its maintenance database."""
 
     def __init__(self, url: str) -> None:
@@ -165,7 +190,10 @@ class Database:
             )
 
 
-class OwnPostgres(Database):
+Database = Postgres  # the name before, until all files have this one
+
+
+class OwnPostgres(Postgres):
     """A PostgreSQL of the embedded wheel on a TCP port of its own, free to be damaged.
 
     Settings are those of postgresql.conf. Without fsync it survives every crash but the
@@ -385,7 +413,23 @@ class Relay:
         listener.sendall(data)
 
 
-# A server process
+# The app in process, and as a process
+
+
+@asynccontextmanager
+async def client_of(settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an app with these settings, in process."""
+    import todo
+
+    app = todo.create_app(settings)
+    lifespan = app.router.lifespan_context(app)
+    await lifespan.__aenter__()
+    try:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as client:
+            yield client
+    finally:  # as servers do it: the app does not learn that a test failed
+        await lifespan.__aexit__(None, None, None)
 
 
 class Server:
@@ -551,7 +595,10 @@ ERRORS: Mapping[str, tuple[int, str]] = {
     "NOT_FOUND": (404, "Not found."),
     "TASK_NOT_FOUND": (404, "Task not found."),
     "METHOD_NOT_ALLOWED": (405, "Method not allowed."),
-    "UNSUPPORTED_MEDIA_TYPE": (415, "Content-Type must be application/json."),
+    "UNSUPPORTED_MEDIA_TYPE": (
+        415,
+        "Content-Type must be application/json, without Content-Encoding.",
+    ),
     "PAYLOAD_TOO_LARGE": (413, "The request body cannot exceed 64 KiB."),
     "VALIDATION_ERROR": (422, "Validation error"),
     "BAD_REQUEST": (400, "The request is not valid HTTP."),
@@ -577,6 +624,7 @@ TASK_ID = "Task id must be a whole number from 1 to 9223372036854775807"
 COMPLETED = "Completed must be true or false"
 NOT_JSON = "Body must be valid JSON"
 NOT_OBJECT = "Body must be a JSON object"
+NOT_UTF_8 = "Body must be UTF-8"
 TITLE_REQUIRED = "Title is required and cannot be empty"
 TITLE_LENGTH = "Title cannot exceed 200 characters"
 TITLE_TYPE = "Title must be a string"

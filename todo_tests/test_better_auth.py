@@ -16,10 +16,9 @@ from todo_tests.better_auth import (
     BetterAuth,
     Session,
     StartBetterAuth,
-    api,
     better_auth_servers,
 )
-from todo_tests.support import AUTH_URL, SECRET, assert_error, assert_task, get, path_of
+from todo_tests.support import AUTH_URL, SECRET, assert_error, assert_task, client_of, get, path_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -111,11 +110,53 @@ async def test_a_user_signs_up_and_works(
     expected = kind if kind in ALGORITHMS else "HS256" if kind.startswith("HS256") else "EdDSA"
     assert header["alg"] == expected
     settings = {name: value.format(auth.url) for name, value in SETTINGS.get(kind, {}).items()}
-    async with api(make_settings(better_auth_url=auth.url, **settings)) as client:
+    async with client_of(make_settings(better_auth_url=auth.url, **settings)) as client:
         await work(client, session.user, token)
         # What get-session repeats is a token too.
         repeated = session.client.get(f"{auth.base}/get-session").headers["set-auth-jwt"]
         assert await status(client, session.user, repeated) == 200
+
+
+@pytest.mark.parametrize("path", ["", "/", "/api/auth", "/api/auth/", "/auth", "/a/b/c/"])
+async def test_both_sides_take_one_base_url_in_the_same_way(
+    start: StartBetterAuth, make_settings: Any, path: str
+) -> None:
+    """Without a path the API is at /api/auth, with one it is there; a basePath is then ignored."""
+    auth = start({"basePath": "/ignored"} if path.strip("/") else {}, path=path)
+    session = auth.sign_up()
+    async with client_of(make_settings(better_auth_url=auth.url + path)) as client:
+        await work(client, session.user, session.token())
+    assert auth.jwks_requests == 1
+
+
+async def test_a_base_path_of_ones_own_needs_its_url(
+    start: StartBetterAuth, make_settings: Any
+) -> None:
+    """Which Better Auth does not publish: a 404 there is no reason to log anybody out."""
+    auth = start({"basePath": "/auth"})
+    session = auth.sign_up()
+    async with client_of(make_settings(better_auth_url=auth.url)) as client:
+        response = await client.get(path_of(session.user), headers=authorized(session.token()))
+        assert_error(response, "AUTH_KEYS_UNAVAILABLE")
+    async with client_of(make_settings(better_auth_url=f"{auth.url}/auth")) as client:
+        assert await status(client, session.user, session.token()) == 200
+
+
+async def test_one_better_auth_of_two_hosts_issues_both(
+    start: StartBetterAuth, make_settings: Any
+) -> None:
+    """JWT_ISSUER and JWT_AUDIENCE as lists; a third host is nobody."""
+    auth = start()
+    sub = auth.sign_up().user
+    hosts = [auth.url, "https://app.example"]
+    settings = make_settings(
+        better_auth_url=auth.url, jwt_issuer=",".join(hosts), jwt_audience=", ".join(hosts)
+    )
+    async with client_of(settings) as client:
+        for host, expected in ((hosts[0], 200), (hosts[1], 200), ("https://c.example", 401)):
+            payload = {"sub": sub, "iss": host, "aud": host}
+            token = auth.command("sign", payload=payload)["token"]
+            assert await status(client, sub, token) == expected, host
 
 
 async def test_tokens_are_those_that_better_auth_md_describes(auth: BetterAuth) -> None:
@@ -141,7 +182,7 @@ async def test_users_of_one_better_auth_see_no_tasks_of_each_other(
 ) -> None:
     """SC-004, US1-AS2."""
     ann, ben = auth.sign_up(), auth.sign_up()
-    async with api(make_settings(better_auth_url=auth.url)) as client:
+    async with client_of(make_settings(better_auth_url=auth.url)) as client:
         response = await client.get(path_of(ann.user), headers=authorized(ben.token()))
         assert_error(response, "FORBIDDEN")
         assert await status(client, ben.user, ben.token()) == 200
@@ -152,7 +193,7 @@ async def test_a_user_names_himself_but_not_his_id(auth: BetterAuth, make_settin
     session = auth.sign_up()
     words = {"name": '","sub":"admin"} \u202e\0🦊', "image": "https://x.example/" + "y" * 3000}
     session.client.post(f"{auth.base}/update-user", json=words).raise_for_status()
-    async with api(make_settings(better_auth_url=auth.url)) as client:
+    async with client_of(make_settings(better_auth_url=auth.url)) as client:
         assert await status(client, session.user, session.token()) == 200
 
 
@@ -187,7 +228,7 @@ async def test_what_is_no_login_is_refused(start: StartBetterAuth, make_settings
     assert jwt.get_unverified_header(refused["cookie cache"])["alg"] == "HS256"
     assert jwt.decode(refused["e-mail"], SECRET, ["HS256"])["userId"] == session.user
     assert refused["cookie cache, encrypted"].count(".") == 4
-    async with api(make_settings(better_auth_url=auth.url)) as client:
+    async with client_of(make_settings(better_auth_url=auth.url)) as client:
         assert await status(client, session.user, session.token()) == 200
         statuses = {
             kind: await status(client, session.user, token) for kind, token in refused.items()
@@ -205,7 +246,7 @@ async def test_a_cookie_cache_signed_by_the_jwks_key_is_refused(
     header = jwt.get_unverified_header(cookie(session))
     assert header["typ"] == "better-auth.session-cache+jwt"
     assert header["kid"] == jwt.get_unverified_header(token)["kid"]
-    async with api(make_settings(better_auth_url=auth.url)) as client:
+    async with client_of(make_settings(better_auth_url=auth.url)) as client:
         assert await status(client, session.user, token) == 200
         assert await status(client, session.user, cookie(session)) == 401
 
@@ -227,7 +268,7 @@ async def test_other_claims_by_better_auths_own_key_are_refused(
         "not yet": sign(nbf=2**40, exp=2**41),
     }
     expired = sign(iat=1, exp=2)
-    async with api(make_settings(better_auth_url=auth.url)) as client:
+    async with client_of(make_settings(better_auth_url=auth.url)) as client:
         assert await status(client, sub, sign()) == 200
         statuses = {kind: await status(client, sub, token) for kind, token in refused.items()}
         assert statuses == dict.fromkeys(refused, 401)
@@ -243,11 +284,11 @@ async def test_a_token_of_another_better_auth_is_refused(
     other = start(jwtOptions=alike)
     custom = start(secret=SECRET[::-1], customSign=True)
     session, stranger, third = auth.sign_up(), other.sign_up(), custom.sign_up()
-    async with api(make_settings(better_auth_url=auth.url)) as client:
+    async with client_of(make_settings(better_auth_url=auth.url)) as client:
         assert await status(client, session.user, session.token()) == 200
         assert await status(client, stranger.user, stranger.token()) == 401
         assert await status(client, third.user, third.token()) == 401
-    async with api(make_settings(better_auth_url=other.url)) as client:
+    async with client_of(make_settings(better_auth_url=other.url)) as client:
         assert await status(client, session.user, session.token()) == 401
 
 
@@ -258,7 +299,7 @@ async def test_an_algorithm_that_is_not_in_the_list_is_refused(
     auth = start(jwtOptions={"jwks": {"keyPairConfig": {"alg": "ES384"}}})
     session = auth.sign_up()
     assert jwt.get_unverified_header(session.token())["alg"] == "ES384"
-    async with api(make_settings(better_auth_url=auth.url)) as client:
+    async with client_of(make_settings(better_auth_url=auth.url)) as client:
         assert await status(client, session.user, session.token()) == 401
 
 
@@ -270,7 +311,7 @@ async def test_the_first_token_after_a_rotation_is_accepted_at_once(
 ) -> None:
     auth = start()
     session = auth.sign_up()
-    async with api(make_settings(better_auth_url=auth.url)) as client:
+    async with client_of(make_settings(better_auth_url=auth.url)) as client:
         old = session.token()
         assert await status(client, session.user, old) == 200
         for _ in range(4):
@@ -290,7 +331,7 @@ async def test_two_first_uses_at_once_make_two_good_keys(
     session = auth.sign_up()
     async with httpx.AsyncClient(cookies=session.client.cookies) as browser:
         answers = await asyncio.gather(*[browser.get(f"{auth.base}/token") for _ in range(4)])
-    async with api(make_settings(better_auth_url=auth.url)) as client:
+    async with client_of(make_settings(better_auth_url=auth.url)) as client:
         for answer in answers:
             assert await status(client, session.user, answer.json()["token"]) == 200
 
@@ -302,12 +343,12 @@ async def test_a_withdrawn_key_is_gone_for_whoever_fetches_anew(
     auth = start()
     session = auth.sign_up()
     old = session.token()
-    async with api(make_settings(better_auth_url=auth.url)) as client:
+    async with client_of(make_settings(better_auth_url=auth.url)) as client:
         assert await status(client, session.user, old) == 200
         auth.command("withdraw")
         assert await status(client, session.user, session.token()) == 200
         assert await status(client, session.user, old + "A") == 401
-    async with api(make_settings(better_auth_url=auth.url)) as client:
+    async with client_of(make_settings(better_auth_url=auth.url)) as client:
         assert await status(client, session.user, old) == 401
 
 
@@ -329,7 +370,7 @@ async def test_nobody_is_logged_out_while_the_jwks_is_broken(
     session = auth.sign_up()
     headers = authorized(session.token())
     auth.command("answer", jwks=ANSWERS[answer])
-    async with api(make_settings(better_auth_url=auth.url)) as client:
+    async with client_of(make_settings(better_auth_url=auth.url)) as client:
         response = await client.get(path_of(session.user), headers=headers)
         assert_error(response, "AUTH_KEYS_UNAVAILABLE")
         assert response.headers["retry-after"] == "1"
@@ -347,16 +388,22 @@ async def test_better_auths_own_rate_limit_logs_nobody_out(
     """429 past so many requests in ten seconds, as in production."""
     auth = start({"rateLimit": {"enabled": True, "window": 10, "max": 1}})
     token, user = auth.command("sign", payload={"sub": "demo"})["token"], "demo"
-    async with api(make_settings(better_auth_url=auth.url)) as client:
+    async with client_of(make_settings(better_auth_url=auth.url)) as client:
         assert await status(client, user, token) == 200
-        assert get(f"{auth.base}/jwks").status_code == 429
+        limited = get(f"{auth.base}/jwks")
+        assert (limited.status_code, "retry-after" in limited.headers) == (429, False)
+        assert 0 < int(limited.headers["x-retry-after"]) <= 10
         assert (
             await status(client, user, auth.command("sign", payload={"sub": user})["token"]) == 200
         )
         auth.command("rotate")
         rotated = auth.command("sign", payload={"sub": user})["token"]
-        response = await client.get(path_of(user), headers=authorized(rotated))
-        assert_error(response, "AUTH_KEYS_UNAVAILABLE")
+        asked = auth.jwks_requests
+        for _ in range(3):
+            response = await client.get(path_of(user), headers=authorized(rotated))
+            assert_error(response, "AUTH_KEYS_UNAVAILABLE")
+        assert auth.jwks_requests == asked + 1
+        assert await status(client, user, token) == 200
 
 
 def test_a_real_server_starts_without_better_auth_and_finds_it_later(

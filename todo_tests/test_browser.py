@@ -14,16 +14,17 @@ from typing import Any
 import httpx
 import pytest
 
-from todo_tests.better_auth import HERE, BetterAuth, better_auth_servers, missing
+from todo_tests.better_auth import HERE, BetterAuth, better_auth_servers
 from todo_tests.support import (
     ERRORS,
-    Database,
+    Postgres,
     Serve,
     Server,
     assert_task,
     bearer,
     error,
     eventually,
+    missing,
     new_user,
     path_of,
     servers,
@@ -101,7 +102,7 @@ def api(serve_all: Serve, auth: BetterAuth, frontends: list[str]) -> Server:
 
 @pytest.fixture(scope="module")
 def broken_api(
-    serve_all: Serve, postgres: Database, auth: BetterAuth, frontends: list[str]
+    serve_all: Serve, postgres: Postgres, auth: BetterAuth, frontends: list[str]
 ) -> Iterator[Server]:
     """Another, whose table is lost."""
     with postgres.new_database(schema=True) as url:
@@ -203,6 +204,72 @@ def test_the_page_reads_the_headers_that_are_meant_for_it(frontend: Frontend) ->
     assert refused["headers"]["www-authenticate"] == 'Bearer error="invalid_token"'
     wrong = frontend.call("PATCH", path_of(frontend.user))
     assert wrong["headers"]["allow"] == "GET, HEAD, POST"
+
+
+MISSED: dict[str, tuple[str, Json, list[str], str]] = {
+    # The method, headers, words in Chromium's complaint, and words in the API's log.
+    "header": (
+        "GET",
+        {"X-Evil": "1"},
+        ["Request header field x-evil is not allowed by Access-Control-Allow-Headers"],
+        "the header x-evil: ",
+    ),
+    "method": (
+        "BREW",
+        {},
+        ["Method BREW is not allowed by Access-Control-Allow-Methods"],
+        "the method BREW: ",
+    ),
+    "method in lower case": (
+        "patch",
+        {},
+        ["Method patch is not allowed by Access-Control-Allow-Methods"],
+        "the method patch: ",
+    ),
+}
+
+
+@pytest.mark.parametrize(("method", "headers", "complaint", "warning"), MISSED.values(), ids=MISSED)
+def test_the_browser_names_what_it_misses_in_a_preflight(
+    frontend: Frontend, method: str, headers: Json, complaint: list[str], warning: str
+) -> None:
+    """Which it does only where the status is fine; the log names it too."""
+    complaints: list[str] = []
+    frontend.page.on("console", lambda message: complaints.append(message.text))
+    answer = frontend.call(method, path_of(frontend.user), headers=headers)
+    assert answer == {"error": "TypeError: Failed to fetch"}
+    frontend.page.wait_for_timeout(100)
+    said = " ".join(complaints)
+    assert [words for words in complaint if words not in said] == [], said
+    frontend.api.log_lines(f" WARNING a browser will refuse {warning}")
+
+
+def test_the_browser_names_an_origin_that_is_not_allowed(
+    open_page: Callable[[str], Any], frontends: list[str], api: Server, auth: BetterAuth
+) -> None:
+    """For a request with a preflight and for one without."""
+    stranger = Frontend(open_page(f"{frontends[1]}/page.html"), api, auth)
+    complaints: list[str] = []
+    stranger.page.on("console", lambda message: complaints.append(message.text))
+    for path, headers in ((path_of("u"), {"Authorization": "Bearer x"}), ("/healthz", {})):
+        complaints.clear()
+        answer = stranger.call("GET", path, headers=headers)
+        assert answer == {"error": "TypeError: Failed to fetch"}
+        stranger.page.wait_for_timeout(100)
+        said = " ".join(complaints)
+        assert f"from origin '{frontends[1]}' has been blocked by CORS policy" in said
+        assert "No 'Access-Control-Allow-Origin' header is present" in said
+        assert "HTTP ok status" not in said
+    [line, *_] = api.log_lines(" WARNING a browser will refuse the origin ")
+    assert f"the origin {frontends[1]}: it is not in ALLOWED_ORIGINS" in line
+
+
+def test_what_tracing_tools_add_is_allowed(frontend: Frontend) -> None:
+    """Design 4, CORS: a page need not know of them."""
+    names = ("traceparent", "tracestate", "baggage", "sentry-trace", "X-Requested-With")
+    headers = dict.fromkeys(names, "00-1")
+    answer = frontend.call("GET", path_of(frontend.user), headers=headers)
+    assert (answer["status"], answer["body"]) == (200, [])
 
 
 REFUSALS: dict[str, tuple[str, str, Json]] = {

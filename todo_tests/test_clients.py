@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from todo_tests.better_auth import node_packages, respond
+from todo_tests.better_auth import respond
 from todo_tests.support import (
     ROOT,
     TITLE_REQUIRED,
     Server,
+    node_packages,
     plain_environment,
     token,
 )

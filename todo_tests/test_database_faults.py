@@ -14,7 +14,7 @@ import sys
 import time
 import urllib.parse
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -24,7 +24,6 @@ import pytest
 
 import todo
 from todo_tests import support
-from todo_tests.better_auth import api
 from todo_tests.damage import (
     ADMIN_SHUTDOWN,
     DATABASE_FAILURES,
@@ -49,12 +48,13 @@ from todo_tests.support import (
     LOCKED_TABLE,
     ORIGIN,
     WORKERS,
-    Database,
     NewPostgres,
     OwnPostgres,
+    Postgres,
     Relay,
     Serve,
     Server,
+    client_of,
     free_port,
     new_user,
 )
@@ -136,7 +136,7 @@ async def given_up(serve: Serve, workers: str) -> tuple[int, float, Server]:
     return *await ended(server.process, within=20.0), server
 
 
-async def released(postgres: Database, serve: Serve, hold: str) -> Server:
+async def released(postgres: Postgres, serve: Serve, hold: str) -> Server:
     """A start while the lock is held, which goes after 3 s; what the server has said."""
     url = postgres.create_database(schema=True)
     await asyncio.sleep(5.0)  # the others have started
@@ -153,7 +153,7 @@ async def released(postgres: Database, serve: Serve, hold: str) -> Server:
 
 
 async def locked_out(
-    postgres: Database, serve: Serve, hold: str, *args: str
+    postgres: Postgres, serve: Serve, hold: str, *args: str
 ) -> tuple[int, float, Server]:
     """The command's end, while the lock stays."""
     url = postgres.create_database(schema=True)
@@ -163,20 +163,19 @@ async def locked_out(
         return *await ended(server.process, within=25.0), server
 
 
+INDEX_IS_MISSING = "drop index tasks_user_id_completed_idx; commit; begin; "
+SCHEMA_IS_APPLIED = "select pg_advisory_xact_lock(hashtext('todo-api schema.sql'))"
 LOCKED_OUT: dict[str, tuple[str, ...]] = {
     "serve": (LOCKED_TABLE,),
     "init-db": (LOCKED_TABLE, "init-db"),
-    "init-db-beside-one-that-hangs": (
-        "select pg_advisory_xact_lock(hashtext('todo-api schema.sql'))",
-        "init-db",
-    ),
+    "init-db-beside-one-that-hangs": (INDEX_IS_MISSING + SCHEMA_IS_APPLIED, "init-db"),
     "check": (LOCKED_TABLE, "check"),
 }
 NOBODY = f"postgresql://someone:a-password@127.0.0.1:{free_port()}/todo"
 
 
 @pytest.fixture(scope="module")
-def waits(postgres: Database) -> Iterator[AllAtOnce]:
+def waits(postgres: Postgres) -> Iterator[AllAtOnce]:
     with (
         OwnPostgres() as own,
         support.servers(NOBODY) as serve,
@@ -260,7 +259,7 @@ async def test_an_idle_connection_is_probed_so_that_no_firewall_forgets_it(
     assert port is not None
     with Relay(port) as relay:
         settings = make_settings(neon_db_url=relay.url(database_url) + parameters)
-        async with api(settings) as client:
+        async with client_of(settings) as client:
             assert (await client.get("/readyz")).status_code == 200
             sockets = [
                 each.fd
@@ -532,6 +531,51 @@ async def test_only_a_change_that_was_sent_may_have_been_stored(
     assert (await queued.ask("GET", "")).body[0]["completed"] is False
 
 
+async def test_a_change_that_times_out_says_that_its_fate_is_unknown_and_a_read_never_does(
+    fresh_database: str, serve: Serve
+) -> None:
+    """Each waits for the table on a connection of its own; then nothing has been done."""
+    settings = {"DB_TIMEOUT": "0.5", "DB_POOL_SIZE": "10"}
+    server = await asyncio.to_thread(serve, settings, database_url=fresh_database)
+    requests = {**READS, **WRITES}
+    callers = {kind: Caller(server.port) for kind in requests}
+    tasks = {kind: await caller.create() for kind, caller in callers.items()}
+
+    def ask(kind: str) -> Coroutine[Any, Any, Answer]:
+        method, path, *body = requests[kind]
+        return callers[kind].ask(method, path.format(id=tasks[kind]["id"]), *body)
+
+    with psycopg.connect(fresh_database) as locker:
+        locker.execute(LOCKED_TABLE)
+        answers = dict(zip(requests, await together(map(ask, requests)), strict=True))
+        with psycopg.connect(fresh_database, autocommit=True) as watcher:
+
+            async def cancelled() -> bool:
+                waiting = "select from pg_stat_activity where wait_event_type = 'Lock'"
+                return not watcher.execute(f"{waiting} and datname = current_database()").rowcount
+
+            await soon(cancelled, within=1.0, why="statements still wait on the server")
+    for kind, answer in answers.items():
+        is_error(answer, LATE_CHANGE if kind in WRITES else DATABASE_TIMEOUT, within=2.0)
+        assert (await callers[kind].ask("GET", "")).body == [tasks[kind]]
+
+
+async def test_a_change_behind_a_database_that_is_away_was_never_sent(
+    own_postgres: NewPostgres, serve: Serve
+) -> None:
+    """So its sentence is that of a read."""
+    postgres = await asyncio.to_thread(own_postgres)
+    url = postgres.create_database(schema=True)
+    server = await asyncio.to_thread(serve, {"DB_TIMEOUT": "0.5"}, database_url=url)
+    caller = Caller(server.port)
+    task = await caller.create()
+    await asyncio.to_thread(postgres.stop, "immediate")
+    for method, path, *body in [*READS.values(), *WRITES.values()]:
+        answer = await caller.ask(method, path.format(id=task["id"]), *body)
+        is_error(answer, answer.body, within=2.0)
+        assert answer.body in (DATABASE_UNAVAILABLE, DATABASE_TIMEOUT)
+
+
 @pytest.mark.slow
 def test_a_locked_row_holds_up_only_its_own_callers(
     own_postgres: NewPostgres, serve: Serve
@@ -628,7 +672,7 @@ Lose = Callable[..., Awaitable[tuple[Answer, int, Any, list[Any]]]]
 
 
 @pytest.fixture(scope="module")
-async def wired(local_postgres: OwnPostgres) -> AsyncIterator[tuple[Server, Wire, str]]:
+async def server_on_a_wire(local_postgres: OwnPostgres) -> AsyncIterator[tuple[Server, Wire, str]]:
     """A server, the wire to its PostgreSQL, and its database."""
     with local_postgres.new_database(schema=True) as url:
         async with Wire(local_postgres.port).laid() as wire:
@@ -637,14 +681,14 @@ async def wired(local_postgres: OwnPostgres) -> AsyncIterator[tuple[Server, Wire
 
 
 @pytest.fixture
-def lose(wired: tuple[Server, Wire, str]) -> Lose:
+def lose_connections(server_on_a_wire: tuple[Server, Wire, str]) -> Lose:
     """Lose the connections of one request, as `Wire.cut` does.
 
     Returns its answer, how often its statement was sent, the task before, the tasks afterwards.
     """
-    server, wire, _ = wired
+    server, wire, _ = server_on_a_wire
 
-    async def lose(
+    async def lose_connections(
         request: tuple[Any, ...], *, answered: bool, reset: bool = False, **cut: Any
     ) -> tuple[Answer, int, Any, list[Any]]:
         caller = Caller(server.port)
@@ -660,21 +704,21 @@ def lose(wired: tuple[Server, Wire, str]) -> Lose:
         assert after.status == 200
         return answer, sent, before, after.body
 
-    return lose
+    return lose_connections
 
 
 @pytest.mark.parametrize("answered", MOMENTS.values(), ids=MOMENTS)
 @pytest.mark.parametrize("kind", READS)
 async def test_a_read_that_lost_its_connection_is_sent_once_more(
-    kind: str, answered: bool, lose: Lose
+    kind: str, answered: bool, lose_connections: Lose
 ) -> None:
-    answer, sent, before, _ = await lose(READS[kind], answered=answered)
+    answer, sent, before, _ = await lose_connections(READS[kind], answered=answered)
     assert (answer.status, answer.body) == (200, [before] if kind == "list" else before)
     assert sent == 2
 
 
-async def test_a_read_is_sent_no_third_time(lose: Lose) -> None:
-    answer, sent, _, _ = await lose(READS["get"], answered=True, times=9)
+async def test_a_read_is_sent_no_third_time(lose_connections: Lose) -> None:
+    answer, sent, _, _ = await lose_connections(READS["get"], answered=True, times=9)
     is_error(answer, DATABASE_UNAVAILABLE, within=6.0)
     assert sent == 2
 
@@ -682,9 +726,9 @@ async def test_a_read_is_sent_no_third_time(lose: Lose) -> None:
 @pytest.mark.parametrize("answered", MOMENTS.values(), ids=MOMENTS)
 @pytest.mark.parametrize("kind", WRITES)
 async def test_a_write_that_lost_its_connection_is_never_repeated(
-    kind: str, answered: bool, lose: Lose
+    kind: str, answered: bool, lose_connections: Lose
 ) -> None:
-    answer, sent, before, after = await lose(WRITES[kind], answered=answered)
+    answer, sent, before, after = await lose_connections(WRITES[kind], answered=answered)
     is_error(answer, LOST_CHANGE, within=6.0)
     assert sent == 1
     done = {
@@ -698,26 +742,34 @@ async def test_a_write_that_lost_its_connection_is_never_repeated(
 
 
 @pytest.mark.parametrize("kind", ["get", "create"])
-async def test_a_reset_is_seen_at_once(kind: str, lose: Lose) -> None:
+async def test_a_reset_is_seen_at_once(kind: str, lose_connections: Lose) -> None:
     """Though it comes together with PostgreSQL's last word, after which the loop calls no more."""
     request = {**READS, **WRITES}[kind]
-    answer, sent, _, _ = await lose(request, answered=False, last_word=ADMIN_SHUTDOWN, reset=True)
+    answer, sent, _, _ = await lose_connections(
+        request, answered=False, last_word=ADMIN_SHUTDOWN, reset=True
+    )
     assert (answer.status < 300, sent, answer.seconds < 1.0) == (True, 2, True)
 
 
 @pytest.mark.parametrize("kind", WRITES)
 async def test_a_write_that_postgresql_refuses_because_it_shuts_down_is_sent_once_more(
-    kind: str, lose: Lose
+    kind: str, lose_connections: Lose
 ) -> None:
     """In place of the row, so it was rolled back."""
-    answer, sent, _, after = await lose(WRITES[kind], answered=False, last_word=ADMIN_SHUTDOWN)
+    answer, sent, _, after = await lose_connections(
+        WRITES[kind], answered=False, last_word=ADMIN_SHUTDOWN
+    )
     tasks = {"create": 2, "delete": 0}.get(kind, 1)
     assert (answer.status < 300, sent, len(after)) == (True, 2, tasks)
 
 
-async def test_a_write_whose_row_came_before_the_shutdown_is_never_repeated(lose: Lose) -> None:
+async def test_a_write_whose_row_came_before_the_shutdown_is_never_repeated(
+    lose_connections: Lose,
+) -> None:
     """It may have been committed."""
-    answer, sent, _, after = await lose(WRITES["create"], answered=True, last_word=ADMIN_SHUTDOWN)
+    answer, sent, _, after = await lose_connections(
+        WRITES["create"], answered=True, last_word=ADMIN_SHUTDOWN
+    )
     is_error(answer, LOST_CHANGE, within=6.0)
     assert (sent, len(after)) == (1, 2)
 
@@ -728,7 +780,7 @@ async def test_a_write_whose_row_came_before_the_shutdown_is_never_repeated(lose
 @pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
 @pytest.mark.slow
 async def test_in_any_isolation_the_last_write_wins(
-    postgres: Database, fresh_database: str, serve: Serve, isolation: str
+    postgres: Postgres, fresh_database: str, serve: Serve, isolation: str
 ) -> None:
     """Edge case: Concurrent Task Updates. The isolation is the database's own default."""
     postgres.set_default(fresh_database, "default_transaction_isolation", f"'{isolation}'")
@@ -778,7 +830,7 @@ DEFAULTS = {
 
 @pytest.mark.slow
 async def test_whatever_a_database_sets_by_default_the_answers_are_the_same(
-    postgres: Database, fresh_database: str, serve: Serve
+    postgres: Postgres, fresh_database: str, serve: Serve
 ) -> None:
     for setting, value in DEFAULTS.items():
         postgres.set_default(fresh_database, setting, value)
@@ -796,7 +848,7 @@ async def test_whatever_a_database_sets_by_default_the_answers_are_the_same(
 
 @pytest.mark.slow
 async def test_a_database_that_only_reads_is_one_that_is_away_for_writes(
-    postgres: Database, fresh_database: str, serve: Serve
+    postgres: Postgres, fresh_database: str, serve: Serve
 ) -> None:
     """A hot standby, or one whose owner has set it so."""
     server = await asyncio.to_thread(serve, {"DB_POOL_SIZE": "1"}, database_url=fresh_database)
@@ -842,10 +894,13 @@ REPEATABLE = {
     ],
 )
 async def test_a_write_that_postgresql_asks_to_repeat_is_repeated_until_it_is_done(
-    local_postgres: OwnPostgres, wired: tuple[Server, Wire, str], refuse: str, sqlstate: str
+    local_postgres: OwnPostgres,
+    server_on_a_wire: tuple[Server, Wire, str],
+    refuse: str,
+    sqlstate: str,
 ) -> None:
     """Every write is refused three times."""
-    server, _, url = wired
+    server, _, url = server_on_a_wire
     caller = Caller(server.port)
     task = await caller.create()
     with local_postgres.changed(url, refuse.format(times=4, sqlstate=sqlstate), ACCEPT):
@@ -863,17 +918,20 @@ REFUSED = {"disk-full": ("53100", DATABASE_UNAVAILABLE), "lock": ("55P03", DATAB
 
 
 @pytest.mark.parametrize(("sqlstate", "error"), REFUSED.values(), ids=REFUSED)
-async def test_what_is_no_fault_of_the_service_is_told_as_the_database_s(
-    local_postgres: OwnPostgres, wired: tuple[Server, Wire, str], sqlstate: str, error: Any
+async def test_what_is_no_fault_of_the_service_is_answered_as_one_of_the_database(
+    local_postgres: OwnPostgres,
+    server_on_a_wire: tuple[Server, Wire, str],
+    sqlstate: str,
+    error: Any,
 ) -> None:
-    server, _, url = wired
+    server, _, url = server_on_a_wire
     with local_postgres.changed(url, REFUSE.format(times=10**9, sqlstate=sqlstate), ACCEPT):
         is_error(await Caller(server.port).ask("POST", "", {"title": "x"}), error, within=2.0)
 
 
 @pytest.mark.slow
 async def test_a_write_that_is_never_done_is_a_timeout_and_no_storm(
-    postgres: Database, fresh_database: str, serve: Serve
+    postgres: Postgres, fresh_database: str, serve: Serve
 ) -> None:
     server = await asyncio.to_thread(serve, {"DB_TIMEOUT": "1"}, database_url=fresh_database)
     refuse = REFUSE.format(times=10**9, sqlstate="40001")
@@ -888,7 +946,7 @@ async def test_a_write_that_is_never_done_is_a_timeout_and_no_storm(
 
 @pytest.mark.slow
 async def test_a_write_that_loses_a_deadlock_is_repeated(
-    postgres: Database, fresh_database: str, serve: Serve
+    postgres: Postgres, fresh_database: str, serve: Serve
 ) -> None:
     """With somebody's migration, which holds the row and then wants the table."""
     server = await asyncio.to_thread(serve, database_url=fresh_database)
@@ -957,7 +1015,7 @@ AWAY = {"it-is-renamed-away-and-back", "it-is-dropped-and-made-anew"}
 
 
 @pytest.fixture(scope="module")
-def changing(postgres: Database) -> Iterator[tuple[Server, str]]:
+def server_of_a_changing_table(postgres: Postgres) -> Iterator[tuple[Server, str]]:
     """A server, and the database whose table is changed."""
     with postgres.new_database(schema=True) as url, support.servers(url) as serve:
         yield serve({"DB_POOL_SIZE": "4"}), url
@@ -966,10 +1024,10 @@ def changing(postgres: Database) -> Iterator[tuple[Server, str]]:
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.slow
 async def test_after_any_change_of_the_table_that_leaves_it_usable_the_service_goes_on(
-    changing: tuple[Server, str], postgres: Database, change: str
+    server_of_a_changing_table: tuple[Server, str], postgres: Postgres, change: str
 ) -> None:
     """From the first request after it, on every connection."""
-    server, url = changing
+    server, url = server_of_a_changing_table
 
     async def live() -> None:
         await together(Life(server.port, seed).steps(25) for seed in range(8))
@@ -1042,7 +1100,7 @@ def test_no_command_waits_for_a_lock_for_ever(waits: AllAtOnce, command: str) ->
             waiting, *message = lines(server)
             assert seconds >= 10.0
             assert "waiting" in waiting
-            assert "locked" in message[0]
+            assert "locked" in "".join(message)
             assert len(message) <= 3
         case "check":
             assert re.search(r"^FAIL .*\block", server.stdout(), re.MULTILINE)

@@ -20,8 +20,8 @@ import todo
 from todo_tests.damage import Answer, Caller, Life, peak_rss, rss, soon, together
 from todo_tests.support import (
     LOCKED_TABLE,
-    Database,
     OwnPostgres,
+    Postgres,
     Relay,
     Serve,
     Server,
@@ -44,7 +44,7 @@ from (values {LONG}) as people (person, count), generate_series(1, count) n
 
 
 @pytest.fixture(scope="module")
-def crowded(postgres: Database) -> Iterator[str]:
+def crowded_database(postgres: Postgres) -> Iterator[str]:
     """A database with these users' tasks."""
     people = ", ".join(f"('{person}', {count})" for person, count in LONG.items())
     with postgres.new_database(schema=True) as url:
@@ -114,10 +114,10 @@ ATTACKS: dict[str, tuple[Callable[[Caller], Awaitable[None]], int]] = {
 @pytest.mark.parametrize(("attack", "size"), ATTACKS.values(), ids=ATTACKS)
 @pytest.mark.slow
 def test_beside_a_user_with_a_huge_list_every_request_of_others_succeeds(
-    serve: Serve, crowded: str, attack: Callable[[Caller], Awaitable[None]], size: int
+    serve: Serve, crowded_database: str, attack: Callable[[Caller], Awaitable[None]], size: int
 ) -> None:
     settings = {"DB_POOL_SIZE": str(size), "DB_TIMEOUT": DB_TIMEOUT}
-    server = serve(settings, database_url=crowded)
+    server = serve(settings, database_url=crowded_database)
     lives = [Life(server.port, seed) for seed in range(6)]
     probe = Caller(server.port)
     ready = []
@@ -199,10 +199,12 @@ MOMENT = 0.3  # seconds
 
 @pytest.mark.parametrize("known", [False, True], ids=["a-users-first", "known-to-be-long"])
 @pytest.mark.slow
-async def test_nobody_waits_behind_long_lists(serve: Serve, crowded: str, *, known: bool) -> None:
+async def test_nobody_waits_behind_long_lists(
+    serve: Serve, crowded_database: str, *, known: bool
+) -> None:
     """The long ones are the first to wait, and have a connection to themselves all the same."""
     settings = {"DB_POOL_SIZE": "2", "DB_TIMEOUT": "30"}
-    server = await asyncio.to_thread(serve, settings, database_url=crowded)
+    server = await asyncio.to_thread(serve, settings, database_url=crowded_database)
     before = [Caller(server.port) for _ in range(2)]
     heavy = [Caller(server.port, HEAVY) for _ in range(6)]
     others = [Caller(server.port) for _ in range(10)]
@@ -211,11 +213,11 @@ async def test_nobody_waits_behind_long_lists(serve: Serve, crowded: str, *, kno
 
     asked = []
     async with asyncio.TaskGroup() as group:
-        with locked(crowded, LOCKED_TABLE):
+        with locked(crowded_database, LOCKED_TABLE):
             for callers in (before[:1], before[1:], heavy, others):
                 asked += [group.create_task(caller.ask("GET", "")) for caller in callers]
                 await asyncio.sleep(MOMENT)
-            assert len(waiting(crowded)) == len(before)
+            assert len(waiting(crowded_database)) == len(before)
     answers = [each.result() for each in asked]
     slowest = max(answer.seconds for answer in answers[-len(others) :])
     longest = max(answer.seconds for answer in answers)
@@ -235,10 +237,10 @@ create trigger slow before insert on tasks for each row execute function slow()
 
 @pytest.mark.slow
 async def test_a_backlog_of_one_user_is_behind_whatever_comes_from_others(
-    one_connection: tuple[Server, str], postgres: Database
+    server_of_one_connection: tuple[Server, str], postgres: Postgres
 ) -> None:
     """Three seconds of it; reads and writes alike take turns."""
-    server, url = one_connection
+    server, url = server_of_one_connection
     heavy = [Caller(server.port, "heavy") for _ in range(150)]
     other = Caller(server.port)
     with postgres.changed(url, SLOW_INSERTS, "drop function slow cascade"):
@@ -264,7 +266,7 @@ WHOLE_TABLE = "drop view tasks; alter table stored_tasks rename to tasks"
 
 
 @pytest.fixture(scope="module")
-def one_connection(postgres: Database) -> Iterator[tuple[Server, str]]:
+def server_of_one_connection(postgres: Postgres) -> Iterator[tuple[Server, str]]:
     """A server with a single connection, and its database."""
     with postgres.new_database(schema=True) as url, servers(url) as serve:
         yield serve({"DB_POOL_SIZE": "1"}), url
@@ -370,9 +372,9 @@ def creates(titles: list[str]) -> list[tuple[Any, ...]]:
 
 
 async def test_a_read_that_fails_spoils_no_other_of_its_batch(
-    one_connection: tuple[Server, str], postgres: Database
+    server_of_one_connection: tuple[Server, str], postgres: Postgres
 ) -> None:
-    server, url = one_connection
+    server, url = server_of_one_connection
     callers = [Caller(server.port, user) for user in ("first", *"abc", "broken", *"defg")]
     paths = [str((await caller.create())["id"]) for caller in callers]
     with postgres.changed(url, BROKEN_VIEW, WHOLE_TABLE):
@@ -390,12 +392,12 @@ WRITTEN: dict[str, tuple[tuple[Any, ...], int]] = {
 
 @pytest.mark.parametrize(("request_", "transactions"), WRITTEN.values(), ids=WRITTEN)
 async def test_a_change_is_a_transaction_of_its_own_and_creates_share_one(
-    one_connection: tuple[Server, str],
-    postgres: Database,
+    server_of_one_connection: tuple[Server, str],
+    postgres: Postgres,
     request_: tuple[Any, ...],
     transactions: int,
 ) -> None:
-    server, url = one_connection
+    server, url = server_of_one_connection
     callers = [Caller(server.port) for _ in range(9)]
     kept = [(await caller.create())["id"] for caller in callers]
     method, path, *body = request_
@@ -425,10 +427,10 @@ SPOILED = {
 
 @pytest.mark.parametrize(("refuse", "place"), SPOILED.values(), ids=SPOILED)
 async def test_a_create_that_fails_spoils_no_other_of_its_batch(
-    one_connection: tuple[Server, str], postgres: Database, refuse: str, place: int
+    server_of_one_connection: tuple[Server, str], postgres: Postgres, refuse: str, place: int
 ) -> None:
     """All are one transaction, so the others are sent again: each is stored, and once."""
-    server, url = one_connection
+    server, url = server_of_one_connection
     titles = ["first", *"abcdefgh"]
     titles[place] = "broken"
     callers = [Caller(server.port) for _ in titles]
@@ -442,10 +444,10 @@ async def test_a_create_that_fails_spoils_no_other_of_its_batch(
 
 @pytest.mark.slow
 async def test_creates_that_a_shutdown_undoes_are_sent_again(
-    one_connection: tuple[Server, str], postgres: Database
+    server_of_one_connection: tuple[Server, str], postgres: Postgres
 ) -> None:
     """In the midst of a batch of 0.8 s, whose first rows have arrived."""
-    server, url = one_connection
+    server, url = server_of_one_connection
     titles = ["first", *"abcdefgh"]
     callers = [Caller(server.port) for _ in titles]
     with postgres.changed(url, SLOW_INSERTS.replace("0.02", "0.1"), "drop function slow cascade"):
@@ -458,8 +460,8 @@ async def test_creates_that_a_shutdown_undoes_are_sent_again(
 
 
 @pytest.fixture
-async def in_process(
-    postgres: Database, make_settings: Callable[..., todo.Settings]
+async def pool_of_one(
+    postgres: Postgres, make_settings: Callable[..., todo.Settings]
 ) -> AsyncIterator[tuple[todo.Database, str]]:
     """A pool of one connection, and its database."""
     with postgres.new_database(schema=True) as url:
@@ -484,10 +486,10 @@ async def outcomes(
 
 
 async def test_a_create_waits_no_longer_than_its_own_time(
-    in_process: tuple[todo.Database, str], postgres: Database
+    pool_of_one: tuple[todo.Database, str], postgres: Postgres
 ) -> None:
     """One of a batch times out; its neighbour, which came later, has its answer."""
-    database, url = in_process
+    database, url = pool_of_one
     postgres.execute(SLOW_INSERTS.replace("0.02", "0.3"), database_url=url)
     # The first sleeps until 0.3 s; the others, in one batch, would until 0.9.
     queries = [(seconds, todo.CREATE, {"new_title": "x"}) for seconds in (5.0, 0.35, 5.0)]
@@ -505,10 +507,10 @@ create view tasks as select id, user_id, title,
 
 
 async def test_a_read_waits_for_no_other_beyond_the_time_of_that(
-    in_process: tuple[todo.Database, str], postgres: Database
+    pool_of_one: tuple[todo.Database, str], postgres: Postgres
 ) -> None:
     """One of a batch takes 3 s, of which it has 0.5; its neighbour is sent again."""
-    database, url = in_process
+    database, url = pool_of_one
     postgres.execute(SLOW_VIEW, database_url=url)
     reads = ((5.0, "slow-0.3"), (0.5, "slow-3"), (5.0, "quick"))
     queries = [
@@ -521,10 +523,10 @@ async def test_a_read_waits_for_no_other_beyond_the_time_of_that(
 
 
 async def test_what_is_undone_with_its_batch_too_late_to_repeat_says_so(
-    monkeypatch: pytest.MonkeyPatch, in_process: tuple[todo.Database, str], postgres: Database
+    monkeypatch: pytest.MonkeyPatch, pool_of_one: tuple[todo.Database, str], postgres: Postgres
 ) -> None:
     """A 500 in the log has a reason, also where PostgreSQL gave none to this one of a batch."""
-    database, url = in_process
+    database, url = pool_of_one
     monkeypatch.setattr(todo, "TICK", 60.0)
     postgres.execute(SLOW_INSERTS.replace("0.02", "0.3") + ";" + AT_ONCE, database_url=url)
     titles = ((5.0, "x"), (0.4, "x"), (5.0, "broken"))
@@ -568,10 +570,10 @@ async def test_a_late_create_that_fails_undoes_its_batch_all_the_same(
 
 
 async def test_a_statement_that_cannot_be_done_is_no_timeout(
-    in_process: tuple[todo.Database, str], postgres: Database
+    pool_of_one: tuple[todo.Database, str], postgres: Postgres
 ) -> None:
     """It has the SQLSTATE of an outdated plan, for which it is repeated, but once."""
-    database, url = in_process
+    database, url = pool_of_one
     refuse = AT_ONCE.replace("raise 'no'", "raise 'no' using errcode = '0A000'")
     postgres.execute(refuse, database_url=url)
     assert await outcomes(database, [(5.0, todo.CREATE, {"new_title": "broken"})]) == ["no"]
@@ -584,10 +586,10 @@ create function take_name() returns int language plpgsql as
 
 
 async def test_a_name_that_a_pooler_has_given_away_is_a_timeout_if_too_late_to_repeat(
-    monkeypatch: pytest.MonkeyPatch, in_process: tuple[todo.Database, str], postgres: Database
+    monkeypatch: pytest.MonkeyPatch, pool_of_one: tuple[todo.Database, str], postgres: Postgres
 ) -> None:
     """In the moment before the next look at deadlines, behind a query that took too long."""
-    database, url = in_process
+    database, url = pool_of_one
     monkeypatch.setattr(todo, "TICK", 60.0)
     name = todo.GET.name.decode()
     postgres.execute(TAKE_NAME.format(name=name), database_url=url)
@@ -606,7 +608,7 @@ QUEUED: dict[str, tuple[Any, ...]] = {
 
 
 @pytest.fixture(scope="module")
-def logged() -> Iterator[tuple[Server, OwnPostgres, str]]:
+def server_of_a_logging_postgres() -> Iterator[tuple[Server, OwnPostgres, str]]:
     """A server of four connections, its PostgreSQL, which logs what it runs, and the database."""
     with OwnPostgres(log_statement="all") as postgres:
         url = postgres.create_database(schema=True)
@@ -617,10 +619,10 @@ def logged() -> Iterator[tuple[Server, OwnPostgres, str]]:
 @pytest.mark.parametrize("request_", QUEUED.values(), ids=QUEUED)
 @pytest.mark.slow
 async def test_what_is_queued_for_a_client_that_has_gone_is_not_run(
-    logged: tuple[Server, OwnPostgres, str], request_: tuple[Any, ...]
+    server_of_a_logging_postgres: tuple[Server, OwnPostgres, str], request_: tuple[Any, ...]
 ) -> None:
     """What PostgreSQL has been told may be done; that is as much as the user's connections hold."""
-    server, postgres, url = logged
+    server, postgres, url = server_of_a_logging_postgres
     gone, other = Caller(server.port), Caller(server.port)
     method, path, *body = request_
     request = gone.request(method, path.format(id=(await gone.create())["id"]), *body)
@@ -642,9 +644,9 @@ async def test_what_is_queued_for_a_client_that_has_gone_is_not_run(
 
 @pytest.mark.parametrize("path", ["", "/readyz"])
 async def test_a_client_that_leaves_is_no_fault_of_the_server(
-    one_connection: tuple[Server, str], path: str
+    server_of_one_connection: tuple[Server, str], path: str
 ) -> None:
-    server, url = one_connection
+    server, url = server_of_one_connection
     caller, name = Caller(server.port), f"leaves{path.replace('/', '-')}"
     with locked(url, LOCKED_TABLE):
         await caller.leave(caller.head("GET", path, X_Request_ID=name), after=0.05)
@@ -665,11 +667,11 @@ HUGE: dict[str, tuple[str, int, set[int]]] = {
 @pytest.mark.parametrize(("timeout", "count", "statuses"), HUGE.values(), ids=HUGE)
 @pytest.mark.slow
 async def test_huge_lists_at_once_leave_the_process_as_small_as_before(
-    serve: Serve, crowded: str, timeout: str, count: int, statuses: set[int]
+    serve: Serve, crowded_database: str, timeout: str, count: int, statuses: set[int]
 ) -> None:
     """Of 25 MB each, twice. libpq's buffer grows with a row, not with all of them."""
     settings = {"DB_POOL_SIZE": "10", "DB_TIMEOUT": timeout}
-    server = await asyncio.to_thread(serve, settings, database_url=crowded)
+    server = await asyncio.to_thread(serve, settings, database_url=crowded_database)
     await together(Life(server.port, seed).steps(20) for seed in range(8))
     before = rss(server.process.pid)
     grown = 0.0
@@ -691,9 +693,11 @@ async def test_huge_lists_at_once_leave_the_process_as_small_as_before(
 
 
 @pytest.mark.slow
-async def test_answers_that_nobody_reads_fill_no_memory(serve: Serve, crowded: str) -> None:
+async def test_answers_that_nobody_reads_fill_no_memory(
+    serve: Serve, crowded_database: str
+) -> None:
     """80 connections of one user, 25 MB each; those who read are served all the while."""
-    server = await asyncio.to_thread(serve, {"DB_TIMEOUT": "30"}, database_url=crowded)
+    server = await asyncio.to_thread(serve, {"DB_TIMEOUT": "30"}, database_url=crowded_database)
     await together(Life(server.port, seed).steps(20) for seed in range(8))
     hungry, life = Caller(server.port, "25-mb"), Life(server.port)
     with peak_rss(server.process.pid) as growth:

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
@@ -34,7 +35,7 @@ from todo_tests.damage import (
     read_to_end,
     together,
 )
-from todo_tests.support import Serve, Server, path_of, token
+from todo_tests.support import Serve, Server, free_port, path_of, token
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: testserver\r\n"
 POST = b"POST /healthz HTTP/1.1\r\nHost: testserver\r\n"  # 405
@@ -620,6 +621,7 @@ NO_HTTP = {
     "unknown-version": b"GET /healthz HTTP/3.7\r\n\r\n",
     "other-protocol": b"GET /healthz ICE/1.0\r\n\r\n",
     "authority-form": GET.replace(b"/healthz", b"testserver:80") + b"\r\n",
+    "path-that-is-no-ascii": GET.replace(b"/healthz", "/\u00e4".encode()) + b"\r\n",
     "control-in-the-path": b"GET /heal\x01thz HTTP/1.1\r\n\r\n",
     "white-space-after-the-version": GET.replace(b"1.1", b"1.1 ") + b"\r\n",
     "tabs-in-the-request-line": GET.replace(b" /healthz ", b"\t/healthz\t") + b"\r\n",
@@ -826,6 +828,34 @@ async def test_what_waits_behind_an_answer_that_nobody_reads_is_not_begun(
     assert 0 < len(lines) < 20
     assert not [line for line in lines if " POST " in line]
     assert len(await titles(caller)) == 3000
+
+
+# An app that answers in pieces, as no endpoint does, by the same server.
+IN_PIECES = """
+import sys, uvicorn, todo
+
+async def app(scope, receive, send):
+    body = (await receive())["body"]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    for part in (b"one ", body):
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+    if scope["path"] != "/stops":
+        await send({"type": "http.response.body", "body": b" three"})
+
+uvicorn.run(app, port=int(sys.argv[1]), http=todo.HTTPProtocol, lifespan="off")
+"""
+
+
+async def test_an_answer_in_pieces_is_one_and_without_its_end_is_none(serve: Serve) -> None:
+    port = free_port()
+    command = (sys.executable, "-c", IN_PIECES, str(port))
+    server = await asyncio.to_thread(serve, wait=False, command=command)
+    await asyncio.to_thread(server.wait_for, "Uvicorn running on")
+    whole = POST + b"Content-Length: 3\r\n\r\ntwo"
+    told = await answers(port, whole + GET + b"\r\n" + LAST)
+    assert [answer.content for answer in told] == [b"one two three", *[b"one  three"] * 2]
+    assert await answers(port, GET.replace(b"/healthz", b"/stops") + b"\r\n" + LAST) == []
+    assert "AttributeError" not in server.stderr()
 
 
 def test_the_log_of_all_this_holds_no_traceback(server: Server) -> None:

@@ -6,7 +6,7 @@ import unicodedata
 import httpx
 import pytest
 
-from todo_tests.support import Account, Database, assert_error, assert_task, bearer, path_of
+from todo_tests.support import Account, Postgres, assert_error, assert_task, bearer, path_of
 
 BODY = {"title": "Taken over", "description": "x", "completed": True}
 # Scenario: (method, below one task or all of them)
@@ -182,7 +182,7 @@ async def test_many_users_at_once_see_only_their_own(client: httpx.AsyncClient, 
 
 
 async def test_parallel_attempts_on_one_task_change_only_the_owners(
-    account: Account, other: Account, postgres: Database, database_url: str
+    account: Account, other: Account, postgres: Postgres, database_url: str
 ) -> None:
     """Toggles by the owner and by a stranger, mixed: the owner's count, the others are 403."""
     task = await other.create("Theirs")

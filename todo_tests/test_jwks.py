@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import json
+import logging
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler
@@ -13,11 +15,11 @@ from typing import Any
 import httpx
 import jwt
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
-from jwt.algorithms import get_default_algorithms
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from jwt.algorithms import ECAlgorithm, get_default_algorithms
 
-from todo_tests.better_auth import GENERATE, Issuer, Key, api, respond
-from todo_tests.support import assert_error, bearer, new_user, path_of
+from todo_tests.better_auth import GENERATE, Issuer, Key, respond
+from todo_tests.support import assert_error, bearer, client_of, new_user, path_of
 
 pytestmark = pytest.mark.anyio
 
@@ -36,7 +38,7 @@ def issuer() -> Iterator[Issuer]:
 @pytest.fixture
 async def client(make_settings: Any, issuer: Issuer) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an app that knows no key yet."""
-    async with api(make_settings(better_auth_url=issuer.url)) as client:
+    async with client_of(make_settings(better_auth_url=issuer.url)) as client:
         yield client
 
 
@@ -125,6 +127,31 @@ async def test_a_request_that_gives_up_does_not_spoil_it_for_the_others(
     release.set()
     assert await second
     assert len(issuer.fetches) == 1
+
+
+def headers_of(issuer: Issuer) -> list[dict[str, str]]:
+    """The headers of each fetch from now on."""
+    seen: list[dict[str, str]] = []
+
+    def see(request: BaseHTTPRequestHandler) -> None:
+        seen.append({name.lower(): value for name, value in request.headers.items()})
+        respond(request, issuer.jwks)
+
+    issuer.answer = see
+    return seen
+
+
+async def test_a_fetch_says_who_asks_and_for_what(
+    client: httpx.AsyncClient, issuer: Issuer
+) -> None:
+    """Firewalls refuse requests without (AWS, NoUserAgent_HEADER), and scripts' own names."""
+    seen = headers_of(issuer)
+    assert await accepts(client, issuer)
+    [headers] = seen
+    assert headers["accept"] == "application/json"
+    assert re.fullmatch(r"[A-Za-z-]+", headers["user-agent"])
+    assert "python" not in headers["user-agent"].lower()
+    assert {"authorization", "cookie"}.isdisjoint(headers)
 
 
 # Rotation.
@@ -228,7 +255,9 @@ PADDING = json.dumps({"keys": [], "padding": "x" * 2**20}).encode()
 FAULTS: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {
     "500": answer(b"{}", 500),
     "404": answer(b"Not Found", 404),
-    "429": answer(b'{"message":"Too many requests"}', 429, X_Retry_After="10"),
+    "429": answer(b'{"message":"Too many requests"}', 429),
+    "429 until a date": answer(b"{}", 429, Retry_After="Wed, 21 Oct 2099 07:28:00 GMT"),
+    "429 for less than no time": answer(b"{}", 429, Retry_After="-1", X_Retry_After="-1"),
     "204": answer(b"", 204),
     "401": answer(b"{}", 401),
     "HTML": answer(b"<!doctype html><title>Sign in</title>", Content_Type="text/html"),
@@ -351,7 +380,7 @@ async def test_a_jwks_url_may_be_a_query_alone(
 ) -> None:
     """RFC 9112 section 3.2.1: the path that is sent is then `/`."""
     settings = make_settings(better_auth_url=issuer.url, jwks_url=f"{issuer.url}?all=1")
-    async with api(settings) as client:
+    async with client_of(settings) as client:
         assert (await get(client, issuer.bearer(user), user)).status_code == 200
     assert issuer.fetches == ["/?all=1"]
 
@@ -360,11 +389,198 @@ async def test_the_query_of_a_jwks_url_is_not_logged(
     make_settings: Any, issuer: Issuer, user: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     issuer.answer = answer(b"", 500)
-    async with api(make_settings(jwks_url=f"{issuer.url}/jwks?key=hunter2")) as client:
+    async with client_of(make_settings(jwks_url=f"{issuer.url}/jwks?key=hunter2")) as client:
         assert_unavailable(await get(client, issuer.bearer(user), user))
     log = capfd.readouterr().err
-    assert f"no keys from {issuer.url}/jwks: ValueError" in log
+    assert f"no keys from {issuer.url}/jwks: status 500\n" in log
     assert "hunter2" not in log
+
+
+# What the log says of keys and answers that are no use
+
+
+@pytest.fixture
+def warnings_of(capfd: pytest.CaptureFixture[str]) -> Callable[[str], list[str]]:
+    """The WARNINGs of the app's log that begin so."""
+    seen = []
+
+    def warnings_of(beginning: str) -> list[str]:
+        for handler in logging.getLogger("todo").handlers:
+            handler.flush()
+        seen.extend(capfd.readouterr().err.splitlines())
+        texts = [line.partition(" WARNING ")[2] for line in seen if " WARNING " in line]
+        return [text for text in texts if text.startswith(beginning)]
+
+    return warnings_of
+
+
+WarningsOf = Callable[[str], list[str]]
+
+
+@pytest.mark.slow
+async def test_an_answer_that_comes_too_late_is_called_so(
+    client: httpx.AsyncClient, issuer: Issuer, user: str, warnings_of: WarningsOf
+) -> None:
+    """It was us who hung up, whatever the library says of the connection."""
+    drip = [HEAD + b"Content-Length: 99\r\n\r\n", *[b"x"] * 30]
+
+    def late(request: BaseHTTPRequestHandler) -> None:
+        with contextlib.suppress(OSError):
+            for part in drip:
+                request.wfile.write(part)
+                time.sleep(0.1)
+
+    for fault in (FAULTS["slow"], late):
+        issuer.answer = fault
+        assert_unavailable(await get(client, issuer.bearer(user), user))
+    late_ones = [f"no keys from {issuer.url}/api/auth/jwks: no whole answer within 2 s"] * 2
+    assert warnings_of("no keys") == late_ones
+
+
+SENTENCES = {
+    "500": "status 500",
+    "closed": "closed without an answer",
+    "huge": "the answer has more than 262144 bytes",
+    "HTML": "JSONDecodeError Expecting value",
+    "no member keys": "KeyError 'keys'",
+    "not HTTP": "Expected HTTP/",
+}
+
+
+@pytest.mark.parametrize("fault", SENTENCES)
+async def test_the_log_says_what_is_wrong_with_an_answer(
+    client: httpx.AsyncClient, issuer: Issuer, user: str, warnings_of: WarningsOf, fault: str
+) -> None:
+    issuer.answer = FAULTS[fault]
+    assert_unavailable(await get(client, issuer.bearer(user), user))
+    [warning] = warnings_of(f"no keys from {issuer.url}/api/auth/jwks: ")
+    assert SENTENCES[fault] in warning
+
+
+async def test_an_endless_head_is_no_longer_read_than_a_body(
+    client: httpx.AsyncClient, issuer: Issuer, user: str
+) -> None:
+    """Within the two seconds it would be some hundred MiB."""
+    hung_up = Event()
+
+    def flood(request: BaseHTTPRequestHandler) -> None:
+        request.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        with contextlib.suppress(OSError):
+            for number in range(100_000):
+                request.wfile.write(b"X-%d: %s\r\n" % (number, b"y" * 4000))
+            return
+        hung_up.set()
+
+    issuer.answer = flood
+    began = time.monotonic()
+    assert_unavailable(await get(client, issuer.bearer(user), user))
+    assert time.monotonic() - began < TIMEOUT / 2
+    assert await asyncio.to_thread(hung_up.wait, 1.0)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("place", ["{}/moved", "/moved", "//elsewhere.example/moved"])
+async def test_a_redirect_is_logged_with_its_place_and_without_its_query(
+    client: httpx.AsyncClient,
+    issuer: Issuer,
+    user: str,
+    warnings_of: WarningsOf,
+    status: int,
+    place: str,
+) -> None:
+    place = place.format(issuer.url)
+    issuer.answer = answer(b"", status, Location=f"{place}?key=hunter2")
+    assert_unavailable(await get(client, issuer.bearer(user), user))
+    [warning] = warnings_of("no keys")
+    assert f": status {status}, a redirect to '{place}': set JWKS_URL" in warning
+    assert "hunter2" not in warning
+
+
+async def test_a_hostile_answer_breaks_no_line_of_the_log(
+    client: httpx.AsyncClient, issuer: Issuer, user: str, warnings_of: WarningsOf
+) -> None:
+    place = "\x85\xe2\x80\xa8forged" + "x" * 9000
+    issuer.answer = raw(f"HTTP/1.1 302 Found\r\nLocation: {place}\r\n\r\n".encode("latin-1"))
+    assert_unavailable(await get(client, issuer.bearer(user), user))
+    issuer.answer = raw(b"HTTP/1.1 200 OK\r\n\r\n" + '{"\u2028\x85": "forged"'.encode())
+    assert_unavailable(await get(client, issuer.bearer(user), user))
+    issuer.answer = raw("HTTP/1.\u2028\x85forged\x1b[31m\r\n\r\n".encode())
+    assert_unavailable(await get(client, issuer.bearer(user), user))
+    issuer.answer = raw(b"x" * 60_000 + b"\r\n\r\n")
+    assert_unavailable(await get(client, issuer.bearer(user), user))
+    warnings = warnings_of("no keys")
+    assert len(warnings) == 4
+    assert [text for text in warnings if not text.isprintable() or len(text) > 600] == []
+
+
+P384 = ECAlgorithm.to_jwk(ec.generate_private_key(ec.SECP384R1()).public_key(), as_dict=True)
+NAMED: dict[str, tuple[dict[str, Any], str]] = {
+    "no kid": ({"kid": None}, "a key without kid"),
+    "kid number": ({"kid": 4711}, "a key without kid"),
+    "ES384": ({"alg": "ES384", "kid": "a-kid"}, "'a-kid' is of algorithm 'ES384'"),
+    "RSA-OAEP": ({"alg": "RSA-OAEP", "kid": "a-kid"}, "'a-kid' is of algorithm 'RSA-OAEP'"),
+    "none": ({"alg": "none", "kid": "a-kid"}, "'a-kid' is of algorithm 'none'"),
+    "P-384 without alg": (
+        {**P384, "alg": ..., "kid": "a-kid"},
+        "'a-kid' is of algorithm 'ES384'",
+    ),
+    "oct without alg": (
+        {"kty": "oct", "k": OCT, "alg": ..., "kid": "a-kid"},
+        "'a-kid' is of algorithm 'HS256'",
+    ),
+    "a long type": ({"kty": "x" * 5000, "kid": "a-kid"}, "'a-kid' cannot be read: "),
+    "no x": ({"x": 5, "kid": "a-kid"}, "'a-kid' cannot be read: "),
+    "private": ({"d": "AAAA", "kid": "a-kid"}, "'a-kid' is a private key"),
+    "encryption": ({"use": "enc", "kid": "a-kid"}, "'a-kid' is not to verify with"),
+    "deriving": ({"key_ops": ["deriveBits"], "kid": "a-kid"}, "'a-kid' is not to verify with"),
+    "hostile": ({"kid": "\n\u2028\x1b[31m", "alg": "\n\u2028" * 90}, "is of algorithm"),
+}
+
+
+@pytest.mark.parametrize(("members", "words"), NAMED.values(), ids=NAMED)
+async def test_a_key_that_is_not_used_is_named_in_the_log(
+    client: httpx.AsyncClient,
+    issuer: Issuer,
+    warnings_of: WarningsOf,
+    members: dict[str, Any],
+    words: str,
+) -> None:
+    """Once a fetch, without the key itself."""
+    odd = {**Key("EdDSA").jwk, **members}
+    odd = {name: value for name, value in odd.items() if value is not ...}
+    issuer.answer = answer(json.dumps({"keys": [odd, issuer.keys[0].jwk]}).encode())
+    assert await accepts(client, issuer)
+    assert await accepts(client, issuer)
+    [warning] = warnings_of("a key of the JWKS is not used: ")
+    assert words in warning
+    assert warning.isprintable()
+    assert len(warning) < 300
+    assert str(odd["x"]) not in warning
+
+
+async def test_keys_that_are_not_used_flood_no_log(
+    client: httpx.AsyncClient, issuer: Issuer, warnings_of: WarningsOf
+) -> None:
+    """However many there are, and however often invented tokens have them fetched."""
+    odd = [{"kid": f"kid-{number}", "alg": "ES384"} for number in range(3000)]
+    issuer.answer = answer(json.dumps({"keys": [*odd, issuer.keys[0].jwk]}).encode())
+    assert await accepts(client, issuer)
+    assert 1 <= len(warnings_of("a key of the JWKS")) <= 20
+    named = len(warnings_of("a key of the JWKS"))
+    assert_error(await invented(client, issuer), "INVALID_TOKEN")
+    assert len(issuer.fetches) == 2
+    assert len(warnings_of("a key of the JWKS")) == named
+    issuer.answer = answer(json.dumps({"keys": [{"kid": "new", "alg": "ES384"}]}).encode())
+    await invented(client, issuer)
+    assert len(warnings_of("a key of the JWKS")) == named + 1
+
+
+async def test_keys_that_are_used_are_not_named(
+    client: httpx.AsyncClient, issuer: Issuer, warnings_of: WarningsOf
+) -> None:
+    issuer.keys.extend(Key(algorithm) for algorithm in GENERATE)
+    assert await accepts(client, issuer)
+    assert warnings_of("") == []
 
 
 async def test_proxies_and_netrc_of_the_environment_do_not_matter(
@@ -567,14 +783,16 @@ class Scene:
         return status
 
 
-Play = Callable[[Callable[[Scene], Awaitable[None]]], None]
+RunScenario = Callable[[Callable[[Scene], Awaitable[None]]], None]
 
 
 @pytest.fixture
-def play(make_settings: Any, issuer: Issuer, monkeypatch: pytest.MonkeyPatch) -> Play:
+def run_scenario(
+    make_settings: Any, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> RunScenario:
     def run(scenario: Callable[[Scene], Awaitable[None]]) -> None:
         async def main() -> None:
-            async with api(make_settings(better_auth_url=issuer.url)) as client:
+            async with client_of(make_settings(better_auth_url=issuer.url)) as client:
                 scene = Scene(client, issuer, Clock(monkeypatch))
                 assert await scene.after(0) == 200
                 await scenario(scene)
@@ -599,7 +817,9 @@ FIVE_MINUTES = 300
     ],
     ids=lambda pauses: "+".join(map(str, pauses[:5])),
 )
-def test_a_withdrawn_key_stops_working_within_five_minutes(play: Play, pauses: list[int]) -> None:
+def test_a_withdrawn_key_stops_working_within_five_minutes(
+    run_scenario: RunScenario, pauses: list[int]
+) -> None:
     """Whenever its token is used meanwhile, or remembered."""
 
     async def scenario(scene: Scene) -> None:
@@ -609,10 +829,10 @@ def test_a_withdrawn_key_stops_working_within_five_minutes(play: Play, pauses: l
         assert statuses == sorted(statuses)
         assert await scene.after(0, scene.new_token()) == 200
 
-    play(scenario)
+    run_scenario(scenario)
 
 
-def test_a_clock_that_is_set_back_prolongs_nothing(play: Play) -> None:
+def test_a_clock_that_is_set_back_prolongs_nothing(run_scenario: RunScenario) -> None:
     """As on a VM that starts with a wrong one."""
 
     async def scenario(scene: Scene) -> None:
@@ -620,10 +840,12 @@ def test_a_clock_that_is_set_back_prolongs_nothing(play: Play) -> None:
         scene.issuer.keys[:] = [Key("EdDSA")]
         assert await scene.after(FIVE_MINUTES) == 401
 
-    play(scenario)
+    run_scenario(scenario)
 
 
-def test_a_kid_that_is_used_again_means_the_new_key_within_five_minutes(play: Play) -> None:
+def test_a_kid_that_is_used_again_means_the_new_key_within_five_minutes(
+    run_scenario: RunScenario,
+) -> None:
     """Serial ids begin at 1 again when Better Auth's database is reset."""
 
     async def scenario(scene: Scene) -> None:
@@ -632,11 +854,11 @@ def test_a_kid_that_is_used_again_means_the_new_key_within_five_minutes(play: Pl
         assert await scene.after(FIVE_MINUTES, new) == 200
         assert await scene.after(0) == 401
 
-    play(scenario)
+    run_scenario(scenario)
 
 
 @pytest.mark.slow
-def test_known_keys_outlive_any_outage(play: Play) -> None:
+def test_known_keys_outlive_any_outage(run_scenario: RunScenario) -> None:
     """And hours of it cost few attempts, and nobody much waiting."""
 
     async def scenario(scene: Scene) -> None:
@@ -649,11 +871,11 @@ def test_known_keys_outlive_any_outage(play: Play) -> None:
         scene.issuer.keys[:] = [Key("EdDSA")]
         assert await scene.after(FIVE_MINUTES) == 401
 
-    play(scenario)
+    run_scenario(scenario)
 
 
 @pytest.mark.slow
-def test_an_outage_makes_nobody_wait_for_better_auth_each_time(play: Play) -> None:
+def test_an_outage_makes_nobody_wait_for_better_auth_each_time(run_scenario: RunScenario) -> None:
     async def scenario(scene: Scene) -> None:
         scene.issuer.answer = FAULTS["slow"]
         scene.clock.ahead += 3600
@@ -662,13 +884,72 @@ def test_an_outage_makes_nobody_wait_for_better_auth_each_time(play: Play) -> No
             assert await scene.after(0, scene.new_token()) == 200
         assert time.monotonic() - began < TIMEOUT + 2
 
-    play(scenario)
+    run_scenario(scenario)
+
+
+# A pause that Better Auth asks for: its own limit is 100 requests in 10 s for all processes.
+
+PAUSES: dict[str, tuple[dict[str, str], float]] = {
+    "Retry-After": ({"Retry_After": "30"}, 30.0),
+    "X-Retry-After, as Better Auth writes it": ({"X_Retry_After": "10"}, 10.0),
+    "both": ({"Retry_After": "20", "X_Retry_After": "40"}, 20.0),
+    "more than a minute": ({"Retry_After": "86400"}, 60.0),
+    "of 400 digits": ({"X_Retry_After": "9" * 400}, 60.0),
+}
+
+
+@pytest.mark.parametrize(("headers", "pause"), PAUSES.values(), ids=PAUSES)
+def test_after_a_429_nothing_is_fetched_before_its_time(
+    run_scenario: RunScenario, headers: dict[str, str], pause: float
+) -> None:
+    """Known keys serve on; what nobody knows is 503, at once."""
+
+    async def scenario(scene: Scene) -> None:
+        def unknown() -> dict[str, str]:
+            return scene.issuer.bearer(scene.user, Key("EdDSA"), iat=None, exp=2**40)
+
+        scene.clock.ahead += 10.0  # a new allowance of fetches
+        scene.issuer.answer = answer(b"{}", 429, **headers)
+        assert await scene.after(0, unknown()) == 503
+        asked = len(scene.issuer.fetches)
+        began = time.perf_counter()
+        for after in (0, pause / 2, pause / 2 - 2.0):
+            assert await scene.after(after, unknown()) == 503
+            assert await scene.after(0, scene.new_token()) == 200
+        assert time.perf_counter() - began < 1.0
+        assert len(scene.issuer.fetches) == asked
+        scene.issuer.answer = None
+        assert await scene.after(2.0, unknown()) == 401
+        assert len(scene.issuer.fetches) == asked + 1
+
+    run_scenario(scenario)
+
+
+def test_a_429_without_keys_is_waited_for_too(make_settings: Any, issuer: Issuer) -> None:
+    """The answer is a 503 that says so to nobody but the log."""
+
+    async def main() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            async with client_of(make_settings(better_auth_url=issuer.url)) as client:
+                clock = Clock(patch)
+                issuer.answer = answer(b"{}", 429, X_Retry_After="10")
+                token = issuer.bearer("ann", iat=None, exp=2**40)
+                assert_unavailable(await get(client, token, "ann"))
+                issuer.answer = None
+                clock.ahead += 8.0
+                assert_unavailable(await get(client, token, "ann"))
+                assert len(issuer.fetches) == 1
+                clock.ahead += 2.0
+                assert (await get(client, token, "ann")).status_code == 200
+
+    with asyncio.Runner() as runner:
+        runner.run(main())
 
 
 @pytest.mark.slow
-def test_good_keys_are_asked_for_about_once_a_minute(play: Play) -> None:
+def test_good_keys_are_asked_for_about_once_a_minute(run_scenario: RunScenario) -> None:
     async def scenario(scene: Scene) -> None:
         assert [await scene.after(10, scene.new_token()) for _ in range(48)] == [200] * 48
         assert len(scene.issuer.fetches) <= 10
 
-    play(scenario)
+    run_scenario(scenario)

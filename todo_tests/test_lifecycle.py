@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -322,6 +322,66 @@ async def test_workers_end_with_their_parent(serve: Serve) -> None:
     print(f"gone {seconds:.1f} s after their parent")
 
 
+# Sockets and descriptors
+
+# Listens as the first argument says, and becomes `todo.py` with that socket.
+HAND_OVER = """
+import os, socket, sys
+if sys.argv[1].startswith("/"):
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(sys.argv[1])
+    listener.listen()
+else:
+    address = ("::", int(sys.argv[1]))
+    listener = socket.create_server(address, family=socket.AF_INET6, dualstack_ipv6=True)
+os.dup2(listener.fileno(), 3)
+os.set_inheritable(3, True)
+os.environ["LISTEN_FDS"] = "1"
+os.execv(sys.executable, [sys.executable, "todo.py"])
+"""
+
+
+def test_an_ipv4_client_of_an_ipv6_socket_is_known_as_ipv4(serve: Serve) -> None:
+    """Whether it is the client itself or a proxy, whose word counts then."""
+    port = free_port()
+    server = serve({"PORT": str(port)}, command=(sys.executable, "-c", HAND_OVER, str(port)))
+    for host, said, client in (
+        ("127.0.0.1", {}, "127.0.0.1"),
+        ("127.0.0.1", {"X-Forwarded-For": "203.0.113.9"}, "203.0.113.9"),
+        ("[::1]", {}, "::1"),
+    ):
+        request_id = uuid.uuid4().hex
+        support.get(f"http://{host}:{port}/healthz", headers={"X-Request-ID": request_id, **said})
+        [line] = server.log_lines(f"request={request_id} ")
+        assert line.endswith(f"client={client}")
+
+
+def test_the_peer_of_a_unix_socket_is_a_proxy(serve: Serve, tmp_path: Path) -> None:
+    path = str(tmp_path / "todo.sock")
+    server = serve(wait=False, command=(sys.executable, "-c", HAND_OVER, path))
+    headers = {"X-Forwarded-For": "203.0.113.9", "X-Request-ID": "over-a-unix-socket"}
+    server.wait_for("listening on")
+    with httpx.Client(transport=httpx.HTTPTransport(uds=path), timeout=30) as client:
+        assert client.get("http://testserver/healthz", headers=headers).status_code == 200
+    [line] = server.log_lines("request=over-a-unix-socket ")
+    assert line.endswith("client=203.0.113.9")
+
+
+def test_a_lack_of_descriptors_is_one_warning_with_the_limit(serve: Serve) -> None:
+    server = serve(command=("sh", "-c", f"ulimit -n 64; exec {sys.executable} todo.py"))
+    with ExitStack() as stack:
+        for _ in range(80):
+            address = ("127.0.0.1", server.port)
+            connection = stack.enter_context(socket.create_connection(address, timeout=10))
+            with suppress(ConnectionError):
+                connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+                connection.recv(1000)
+    assert support.get(f"{server.url}/healthz").status_code == 200
+    [line] = [line for line in server.stderr().splitlines() if " WARNING " in line]
+    assert "64 file descriptors" in line
+    clean(server)
+
+
 # Standard output and the log
 
 
@@ -481,7 +541,7 @@ FAULTS: dict[str, tuple[dict[str, str | None], str]] = {
     ),
     "jwks-down": (
         {"BETTER_AUTH_URL": f"http://127.0.0.1:{free_port()}"},
-        "is BETTER_AUTH_URL right, and reachable from here?",
+        "BETTER_AUTH_URL must be reachable from here; its keys are at ",
     ),
     "jwks-wrong-page": ({"JWKS_URL": "{keys}/nothing/here"}, "jwks"),
 }
@@ -539,8 +599,16 @@ TABLES = {
         1,
         "FAIL  trial: a task cannot be written: .* violates check constraint",
     ),
-    "an-id-that-is-taken": (f"{ROW} (1, 'a', 'x')", 1, f"FAIL  trial: ids are ahead .*{SETVAL}"),
-    "ids-that-still-fit": (f"{ROW} (5, 'a', 'x')", 1, f"FAIL  trial: ids are ahead .*{SETVAL}"),
+    "an-id-that-is-taken": (
+        f"{ROW} (1, 'a', 'x')",
+        1,
+        f"FAIL  trial: ids are ahead .*{SETVAL}",
+    ),
+    "ids-that-still-fit": (
+        f"{ROW} (5, 'a', 'x')",
+        1,
+        f"FAIL  trial: ids are ahead .*{SETVAL}",
+    ),
     "completed-computed": (
         (
             "alter table tasks drop completed,"
@@ -642,7 +710,7 @@ def test_check_names_what_is_wrong(checks: Mapping[str, Future[Check]], case: st
 
 
 def test_check_names_every_faulty_variable(tmp_path: Path) -> None:
-    code, lines = check(tmp_path, {"PORT": "a-password", "BETTER_AUTH_URL": AUTH_URL})
+    code, lines = check(tmp_path, {"PORT": "http", "BETTER_AUTH_URL": AUTH_URL})
     assert code == 1
     for name in ("NEON_DB_URL", "BETTER_AUTH_SECRET", "PORT"):
         assert name in "\n".join(lines)

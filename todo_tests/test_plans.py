@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from todo_tests.damage import Caller
-from todo_tests.support import Database, Server, servers
+from todo_tests.support import Postgres, Server, servers
 
 FEW, REQUESTS = "somebody-with-20-old-tasks", 12  # enough for PostgreSQL to keep a generic plan
 SEED = f"""
@@ -32,7 +32,7 @@ select (select sum(seq_tup_read) from pg_stat_user_tables)
 
 
 @pytest.fixture(scope="module")
-def uneven(postgres: Database) -> Iterator[tuple[Server, str]]:
+def server_of_uneven_users(postgres: Postgres) -> Iterator[tuple[Server, str]]:
     """A server, and its database, in which two of three users have it all."""
     with postgres.new_database(schema=True) as url, servers(url) as serve:
         server = serve(wait=False)
@@ -41,7 +41,7 @@ def uneven(postgres: Database) -> Iterator[tuple[Server, str]]:
         yield server, url
 
 
-def rows_read(postgres: Database, url: str) -> int:
+def rows_read(postgres: Postgres, url: str) -> int:
     """How many rows and index entries were read so far, counted when a connection ends."""
     postgres.cut_connections(url)
     return int(postgres.execute(ROWS_READ, database_url=url)[0][0])
@@ -56,10 +56,14 @@ def rows_read(postgres: Database, url: str) -> int:
     ],
 )
 def test_a_short_list_reads_little_more_than_its_rows(
-    uneven: tuple[Server, str], postgres: Database, statistics: str, query: str, length: int
+    server_of_uneven_users: tuple[Server, str],
+    postgres: Postgres,
+    statistics: str,
+    query: str,
+    length: int,
 ) -> None:
     """SC-006: with 200,000 newer tasks of others, at the first request and every time."""
-    server, url = uneven
+    server, url = server_of_uneven_users
     postgres.execute(STATISTICS[statistics], database_url=url)
     before = rows_read(postgres, url)
 

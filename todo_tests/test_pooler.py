@@ -31,13 +31,13 @@ NewBouncer = Callable[..., Bouncer]
 
 
 @pytest.fixture(scope="module")
-def pooled() -> Iterator[OwnPostgres]:
+def postgres_behind_a_pooler() -> Iterator[OwnPostgres]:
     with OwnPostgres() as server:
         yield server
 
 
 @pytest.fixture
-def bouncer() -> Iterator[NewBouncer]:
+def start_bouncer() -> Iterator[NewBouncer]:
     """A factory of poolers in front of the port of a PostgreSQL."""
     with ExitStack() as stack:
 
@@ -66,26 +66,26 @@ def no_failure(*servers: Server) -> None:
 
 
 def test_every_answer_is_right_for_many_callers_of_several_processes(
-    pooled: OwnPostgres, bouncer: NewBouncer, serve: Serve
+    postgres_behind_a_pooler: OwnPostgres, start_bouncer: NewBouncer, serve: Serve
 ) -> None:
     """Three server connections for all, each replaced every second.
 
     A statement that one process has prepared there must never answer for another's.
     """
-    url = pooled.create_database(schema=True)
-    pooler = bouncer(pooled.port, default_pool_size=3, server_lifetime=1)
+    url = postgres_behind_a_pooler.create_database(schema=True)
+    pooler = start_bouncer(postgres_behind_a_pooler.port, default_pool_size=3, server_lifetime=1)
     workers = [{"WORKERS": "1"}, {"WORKERS": "1"}, {"WORKERS": "2"}]
     servers = [serve(each, database_url=pooler.url(url)) for each in workers]
 
     async def live() -> float:
         first = [Life(server.port, seed) for server in servers for seed in range(10)]
         await together(life.steps(30) for life in first)
-        assert 1 <= connections(pooled, url) <= 3
+        assert 1 <= connections(postgres_behind_a_pooler, url) <= 3
         # A process of a later day finds on these connections what the others have left there.
         servers.append(await asyncio.to_thread(serve, database_url=pooler.url(url)))
         late = [Life(servers[-1].port, seed) for seed in range(10)]
         await together(life.steps(30) for life in first[10:] + late)
-        assert 1 <= connections(pooled, url) <= 3
+        assert 1 <= connections(postgres_behind_a_pooler, url) <= 3
         return max(life.slowest for life in first + late)
 
     slowest = asyncio.run(live())
@@ -94,10 +94,10 @@ def test_every_answer_is_right_for_many_callers_of_several_processes(
 
 
 def test_no_request_sees_that_the_pooler_was_restarted_in_between(
-    pooled: OwnPostgres, bouncer: NewBouncer, serve: Serve
+    postgres_behind_a_pooler: OwnPostgres, start_bouncer: NewBouncer, serve: Serve
 ) -> None:
-    url = pooled.create_database(schema=True)
-    pooler = bouncer(pooled.port)
+    url = postgres_behind_a_pooler.create_database(schema=True)
+    pooler = start_bouncer(postgres_behind_a_pooler.port)
     server = serve(database_url=pooler.url(url))
     lives = [Life(server.port, seed) for seed in range(12)]
 
@@ -114,10 +114,10 @@ def test_no_request_sees_that_the_pooler_was_restarted_in_between(
 
 
 def test_a_locked_table_is_a_timeout_through_the_pooler_too(
-    pooled: OwnPostgres, bouncer: NewBouncer, serve: Serve
+    postgres_behind_a_pooler: OwnPostgres, start_bouncer: NewBouncer, serve: Serve
 ) -> None:
-    url = pooled.create_database(schema=True)
-    pooler = bouncer(pooled.port, default_pool_size=3)
+    url = postgres_behind_a_pooler.create_database(schema=True)
+    pooler = start_bouncer(postgres_behind_a_pooler.port, default_pool_size=3)
     server = serve({"DB_TIMEOUT": "2"}, database_url=pooler.url(url))
     callers = [Caller(server.port) for _ in range(20)]
 
@@ -133,7 +133,7 @@ def test_a_locked_table_is_a_timeout_through_the_pooler_too(
             assert (answer.status, answer.body) == (200, [])
 
     async def nothing_waits() -> bool:
-        return not pooled.execute("select from pg_locks where not granted")
+        return not postgres_behind_a_pooler.execute("select from pg_locks where not granted")
 
     async def lock_often() -> None:
         for number in (3, 20, 3):
@@ -143,13 +143,13 @@ def test_a_locked_table_is_a_timeout_through_the_pooler_too(
 
 
 async def test_a_write_is_not_repeated_when_the_pooler_lost_the_database(
-    pooled: OwnPostgres, bouncer: NewBouncer, serve: Serve
+    postgres_behind_a_pooler: OwnPostgres, start_bouncer: NewBouncer, serve: Serve
 ) -> None:
     """PgBouncer then says FATAL in the server's place, and cannot know whether it is done."""
-    url = pooled.create_database(schema=True)
-    async with Wire(pooled.port).laid() as wire:
-        pooler = await asyncio.to_thread(bouncer, wire.port)
-        through = url.replace(f":{pooled.port}/", f":{pooler.port}/")
+    url = postgres_behind_a_pooler.create_database(schema=True)
+    async with Wire(postgres_behind_a_pooler.port).laid() as wire:
+        pooler = await asyncio.to_thread(start_bouncer, wire.port)
+        through = url.replace(f":{postgres_behind_a_pooler.port}/", f":{pooler.port}/")
         server = await asyncio.to_thread(serve, database_url=through)
         caller = Caller(server.port)
         await caller.create("Before")

@@ -73,9 +73,35 @@ REFUSED: dict[str, Variables] = {
         "NEON_DB_URL": f"{URL}?no_such_option=1",
         "ALLOWED_ORIGINS": "example.com",
     },
-    "BETTER_AUTH_SECRET of 31 bytes; an origin of ftp": {
+    "BETTER_AUTH_SECRET of 31 bytes; an origin of a file": {
         "BETTER_AUTH_SECRET": "s3cret-s3cret-s3cret-s3cret-s3c",
-        "ALLOWED_ORIGINS": "ftp://example.com",
+        "ALLOWED_ORIGINS": "file://example.com",
+    },
+    "BETTER_AUTH_SECRET in quotes; an origin in quotes": {
+        "BETTER_AUTH_SECRET": f'"{SECRET}"',
+        "ALLOWED_ORIGINS": '"http://localhost:3000"',
+    },
+    "BETTER_AUTH_SECRET with a line end; an app's origin with a path": {
+        "BETTER_AUTH_SECRET": f"{SECRET}\n",
+        "ALLOWED_ORIGINS": "capacitor://localhost/app",
+    },
+    "BETTER_AUTH_SECRET with a space before; an app's wildcard origin": {
+        "BETTER_AUTH_SECRET": f" {SECRET}",
+        "ALLOWED_ORIGINS": "tauri://*",
+    },
+    "NEON_DB_URL in quotes; BETTER_AUTH_URL in quotes; JWKS_URL in quotes": {
+        "NEON_DB_URL": f"'{URL}'",
+        "BETTER_AUTH_URL": "'http://localhost:3000'",
+        "JWKS_URL": '"http://localhost:3000/jwks"',
+    },
+    "NEON_DB_URL with a line end; BETTER_AUTH_URL with one; JWKS_URL with a space": {
+        "NEON_DB_URL": f"{URL}\r",
+        "BETTER_AUTH_URL": "http://localhost:3000\n",
+        "JWKS_URL": "http://localhost:3000/jwks ",
+    },
+    "JWT_ISSUER with an empty item; JWT_AUDIENCE of empty ones": {
+        "JWT_ISSUER": "https://a.example,,https://b.example",
+        "JWT_AUDIENCE": " , ",
     },
     "BETTER_AUTH_SECRET Better Auth's default; the null origin": {
         "BETTER_AUTH_SECRET": "better-auth-secret-12345678901234567890",
@@ -126,7 +152,7 @@ def placeholder() -> str:
 
 
 @pytest.fixture(scope="module")
-def refusals() -> Iterator[dict[str, Server]]:
+def refused_starts() -> Iterator[dict[str, Server]]:
     """A start with each faulty environment, all at once."""
     with servers(URL) as serve:
         started = {}
@@ -140,10 +166,10 @@ def refusals() -> Iterator[dict[str, Server]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_start_with_faulty_variables_is_refused_by_name(
-    refusals: dict[str, Server], case: str
+    refused_starts: dict[str, Server], case: str
 ) -> None:
     """Edge case: Missing Environment Variables. All faults in one message, and no secret."""
-    server = refusals[case]
+    server = refused_starts[case]
     assert server.wait() == 1
     message = server.stderr()
     assert set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)*\b", message)) & NAMES == set(REFUSED[case])
@@ -194,6 +220,11 @@ ACCEPTED: dict[str, dict[str, object]] = {
     "the highest port": {"port": 65535},
     "a fractional time-out": {"db_timeout": 0.25},
     "every log level": {"log_level": "DEBUG"},
+    "a log level in lower case": {"log_level": "warning"},
+    "a secret with a quote at one end": {"better_auth_secret": f"'{SECRET}"},
+    "a secret with different quotes": {"better_auth_secret": f"'{SECRET}\""},
+    "a secret with white space inside": {"better_auth_secret": f"{SECRET} {SECRET}"},
+    "issuers and audiences": {"jwt_issuer": "https://a, https://b", "jwt_audience": "a b,c"},
 }
 
 
@@ -209,7 +240,8 @@ _PARAMETER = "a parameter that PostgreSQL does not know"
 _PSQL = "what stands between the quotes of a psql command"
 MISTAKES = {
     "a psql command": (f"psql '{URL}'", _PSQL),
-    "its quotes": (f"'{URL}'", _PSQL),
+    "its quotes": (f"'{URL}'", "quotes around it"),
+    "a line end": (f"{URL}\n", "white space or a line end"),
     "a bare @": (URL.replace("hunter2", "hunter@2"), _PASSWORD),
     "a bare /": (URL.replace("hunter2", "hunter/2"), _PASSWORD),
     "a bare / behind digits": (URL.replace("hunter2-is-the-", "1/hunter2-is-the-"), _PASSWORD),
@@ -243,7 +275,7 @@ def test_a_mistake_in_a_database_url_has_its_own_sentence(
 
 
 @pytest.mark.parametrize("url", ["http://a.example:port", "http://a.example:65536", "http://[::1"])
-def test_a_bad_url_is_told_in_our_words(
+def test_a_bad_url_is_refused_in_our_words(
     monkeypatch: pytest.MonkeyPatch, make_settings: object, url: str
 ) -> None:
     """Not in those of a library, which quote the value; and once for each variable."""
@@ -256,9 +288,81 @@ def test_a_bad_url_is_told_in_our_words(
     with pytest.raises(todo.StartupError) as refused:
         todo.Settings.load(env_file=None)
     assert str(refused.value).split("\n")[1:3] == [
-        f"  {name.upper()} is not valid: it must be {todo.Settings.model_fields[name].description}"
-        for name in ("better_auth_url", "allowed_origins")
+        f"  {name.upper()} is not valid{shown}: it must be "
+        f"{todo.Settings.model_fields[name].description}"
+        for name, shown in (("better_auth_url", ""), ("allowed_origins", f" ({url!r})"))
     ]
+
+
+SHOWN: dict[str, tuple[str, str, str]] = {
+    # Variable, value, what its line says of it.
+    "port": ("PORT", "http", "('http')"),
+    "pool": ("DB_POOL_SIZE", "many", "('many')"),
+    "time-out": ("DB_TIMEOUT", "5 seconds", "('5 seconds')"),
+    "level": ("LOG_LEVEL", "LOUD", "('LOUD')"),
+    "origin": ("ALLOWED_ORIGINS", "http://a.example,example.com", "('example.com')"),
+    "origin in quotes": ("ALLOWED_ORIGINS", "'http://a.example'", "'http://a.example'"),
+    "null origin": ("ALLOWED_ORIGINS", "null", "('null'): it must be origins"),
+    "origin of a file": ("ALLOWED_ORIGINS", "file://x", "('file://x'): it must be origins"),
+    "every origin": ("ALLOWED_ORIGINS", "*", "('*'): it must be origins"),
+    "origin with a slash": (
+        "ALLOWED_ORIGINS",
+        "http://a.example,https://b.example/",
+        "'https://b.example/' has a slash at its end",
+    ),
+    "app's origin with a slash": (
+        "ALLOWED_ORIGINS",
+        "capacitor://localhost/",
+        "'capacitor://localhost/' has a slash at its end",
+    ),
+    "empty issuer": ("JWT_ISSUER", "https://a.example,", "('')"),
+    "hostile": ("ALLOWED_ORIGINS", "a\n  forged\u2028\x1b[31m", r"a\n  forged\u2028\x1b[31m"),
+    "long": ("LOG_LEVEL", "X" * 5000, "('XXXX"),
+    "secret": ("BETTER_AUTH_SECRET", "s3cret-too-short", "is not valid: it must be Better Auth's"),
+    "secret in quotes": ("BETTER_AUTH_SECRET", f'"{SECRET}"', "is not valid: it has quotes"),
+    "secret with a line end": (
+        "BETTER_AUTH_SECRET",
+        f"{SECRET}\n",
+        "is not valid: it has white space or a line end at one of its ends",
+    ),
+    "database in quotes": ("NEON_DB_URL", f'"{URL}"', "is not valid: it has quotes around it"),
+    "Better Auth in quotes": (
+        "BETTER_AUTH_URL",
+        "'http://hunter2.example'",
+        "is not valid: it has quotes around it",
+    ),
+    "Better Auth with a user": ("BETTER_AUTH_URL", "http://u:hunter2@x.example", "is not valid: "),
+    "JWKS with a line end": (
+        "JWKS_URL",
+        "http://x.example/?key=hunter2\r\n",
+        "is not valid: it has white space or a line end",
+    ),
+}
+HIDDEN = ("s3cret", SECRET[:10], "hunter2")
+
+
+@pytest.mark.parametrize(("name", "value", "words"), SHOWN.values(), ids=SHOWN)
+def test_a_refused_value_is_quoted_where_it_is_no_secret(
+    no_settings_from_outside: None,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: str,
+    words: str,
+) -> None:
+    """In one line, whatever is in it."""
+    import todo
+
+    good = {"NEON_DB_URL": URL, "BETTER_AUTH_SECRET": SECRET, "BETTER_AUTH_URL": AUTH_URL}
+    for variable, given in {**good, name: value}.items():
+        monkeypatch.setenv(variable, given)
+    with pytest.raises(todo.StartupError) as refused:
+        todo.Settings.load(env_file=None)
+    _, line, _ = str(refused.value).split("\n")
+    assert line.startswith(f"  {name} is not valid")
+    assert words in line
+    assert line.isprintable()
+    assert len(line) < 300
+    assert [hidden for hidden in HIDDEN if hidden in str(refused.value)] == []
 
 
 def test_settings_show_no_secret(make_settings: "Callable[..., todo.Settings]") -> None:
@@ -330,7 +434,32 @@ def test_the_jwks_url_is_taken_to_the_letter(make_settings: "Callable[..., todo.
     assert base.keys.url == "http://auth.example/api/auth/jwks"
 
 
+@pytest.mark.parametrize("level", ["debug", "Info", "wArNiNg", "ERROR"])
+def test_a_log_level_may_be_in_any_case(
+    make_settings: "Callable[..., todo.Settings]", level: str
+) -> None:
+    assert make_settings(log_level=level).log_level == level.upper()
+
+
+LISTS = {
+    "https://a.example": ("https://a.example",),
+    "https://a.example,https://b.example": ("https://a.example", "https://b.example"),
+    " one , two words ,three ": ("one", "two words", "three"),
+}
+
+
+@pytest.mark.parametrize("text", LISTS)
+def test_issuers_and_audiences_are_lists_between_commas(
+    make_settings: "Callable[..., todo.Settings]", text: str
+) -> None:
+    settings = make_settings(jwt_issuer=text, jwt_audience=text)
+    assert (settings.jwt_issuer, settings.jwt_audience) == (LISTS[text], LISTS[text])
+
+
 ORIGINS = {
+    "capacitor://localhost": "capacitor://localhost",
+    "Tauri://LocalHost": "tauri://localhost",
+    "ionic://localhost:8080": "ionic://localhost:8080",
     "http://münchen.example": "http://xn--mnchen-3ya.example",
     "http://MÜNCHEN.example:81": "http://xn--mnchen-3ya.example:81",
     "https://例え.テスト": "https://xn--r8jz45g.xn--zckzah",
@@ -379,7 +508,7 @@ HOSTS = {
 
 
 @pytest.fixture(scope="module")
-def unheard(database_url: str) -> Iterator[dict[str, Server]]:
+def starts_on_bad_hosts(database_url: str) -> Iterator[dict[str, Server]]:
     """A start on each impossible host, all at once."""
     with servers(database_url) as serve:
         yield {case: serve({"HOST": host}, wait=False) for case, host in HOSTS.items()}
@@ -387,8 +516,10 @@ def unheard(database_url: str) -> Iterator[dict[str, Server]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", HOSTS)
-def test_a_host_that_cannot_be_listened_on_is_named(unheard: dict[str, Server], case: str) -> None:
-    server = unheard[case]
+def test_a_host_that_cannot_be_listened_on_is_named(
+    starts_on_bad_hosts: dict[str, Server], case: str
+) -> None:
+    server = starts_on_bad_hosts[case]
     assert server.wait() == 1
     message, hint = server.stderr().splitlines()
     assert message.startswith("todo.py cannot start: ")

@@ -1,7 +1,11 @@
 """The six endpoints, on a real database."""
 
 import asyncio
+import logging
+import re
 import urllib.parse
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,13 +13,13 @@ import httpx
 import psycopg
 import pytest
 
-from todo_tests.better_auth import api
 from todo_tests.support import (
     Account,
-    Database,
+    Postgres,
     assert_error,
     assert_task,
     bearer,
+    client_of,
     new_user,
     path_of,
 )
@@ -51,7 +55,7 @@ async def test_the_list_filters_by_status_and_ignores_other_parameters(account: 
 
 
 async def test_the_list_is_returned_in_full(
-    account: Account, postgres: Database, database_url: str
+    account: Account, postgres: Postgres, database_url: str
 ) -> None:
     """Assumption 12: no pagination. Newest means the highest id."""
     postgres.execute(
@@ -111,7 +115,7 @@ async def test_a_new_task_is_open_whatever_the_body_says(
 
 
 async def test_an_acknowledged_task_is_in_the_database(
-    account: Account, postgres: Database, database_url: str
+    account: Account, postgres: Postgres, database_url: str
 ) -> None:
     """FR-018, FR-020."""
     task = await account.create("Buy milk", description="Two litres")
@@ -256,7 +260,7 @@ async def test_a_task_that_exists_nowhere_is_not_found(
 
 
 async def test_the_highest_id_is_an_id_like_any_other(
-    account: Account, postgres: Database, database_url: str
+    account: Account, postgres: Postgres, database_url: str
 ) -> None:
     """Design 4, task id: up to 2^63-1, and never rounded."""
     highest = 2**63 - 1
@@ -359,7 +363,7 @@ async def test_100_users_at_once_are_served_without_an_error(client: httpx.Async
 
 
 async def test_times_are_utc_whatever_the_database_is_set_to(
-    postgres: Database, fresh_database: str, make_settings: Any
+    postgres: Postgres, fresh_database: str, make_settings: Any
 ) -> None:
     """Design 4, times: RFC 3339 with `Z` and always six digits."""
     postgres.set_default(fresh_database, "timezone", "'Asia/Kolkata'")
@@ -369,7 +373,7 @@ async def test_times_are_utc_whatever_the_database_is_set_to(
         " values ('a', 'A', '2026-02-08T10:00:00+00', '2026-02-08T10:00:00.12+00')",
         database_url=fresh_database,
     )
-    async with api(make_settings(neon_db_url=fresh_database)) as client:
+    async with client_of(make_settings(neon_db_url=fresh_database)) as client:
         account = Account(client, "a")
         [task] = await account.tasks()
         assert task["created_at"] == "2026-02-08T10:00:00.000000Z"
@@ -377,3 +381,213 @@ async def test_times_are_utc_whatever_the_database_is_set_to(
         updated = (await account.send("PUT", task["id"], json={"title": "B"})).json()
         age = datetime.now(UTC) - datetime.fromisoformat(updated["updated_at"])
         assert abs(age) < timedelta(seconds=5)
+
+
+# What has no form in RFC 3339, what it is answered as, and whether schema.sql lets it in.
+FIRST, LAST = "0001-01-01T00:00:00.000000Z", "9999-12-31T23:59:59.999999Z"
+FAR = {
+    "infinity": LAST,
+    "-infinity": FIRST,
+    "294276-12-31 23:59:59.999999+00": LAST,
+    "10000-01-01 00:00:00+00": LAST,
+    "9999-12-31 23:59:59.999999-12": LAST,  # which is year 10000 in UTC
+    "0001-12-31 23:59:59.999999+00 BC": FIRST,
+    "4713-11-24 00:00:00+00 BC": FIRST,
+}
+NEAR = {
+    "9999-12-31 23:59:59.999999+00": LAST,
+    "0001-01-01 00:00:00+00": FIRST,
+    "0999-02-03 04:05:06.7+00": "0999-02-03T04:05:06.700000Z",
+}
+RANGES = ("tasks_created_at_range", "tasks_updated_at_range")
+
+
+@pytest.fixture(scope="module")
+async def old_table(
+    postgres: Postgres, make_settings: Any
+) -> AsyncIterator[tuple[httpx.AsyncClient, str]]:
+    """A client of an app whose table has no checks of its times, as those made before; its URL."""
+    with postgres.new_database(schema=True) as url:
+        for name in RANGES:
+            drop = f"alter table tasks drop constraint if exists {name}"
+            postgres.execute(drop, database_url=url)
+        async with client_of(make_settings(neon_db_url=url)) as client:
+            yield client, url
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/New_York"])
+@pytest.mark.parametrize("column", ["created_at", "updated_at"])
+@pytest.mark.parametrize("time", FAR | NEAR)
+async def test_every_time_of_the_table_has_a_form_in_every_answer(
+    old_table: tuple[httpx.AsyncClient, str],
+    postgres: Postgres,
+    time: str,
+    column: str,
+    zone: str,
+) -> None:
+    """Design 4, times: kept within the years 1 to 9999. Else the owner's list is invalid JSON."""
+    client, url = old_table
+    account, said = Account(client, new_user()), (FAR | NEAR)[time]
+    other = await account.create("Before")
+    insert = (
+        f"set timezone = '{zone}'; insert into tasks (user_id, title, {column}) "
+        f"values ('{account.user}', 'Far', '{time}') returning id"
+    )
+    [(task_id,)] = postgres.execute(insert, database_url=url)
+    far, before = await account.tasks()
+    assert (far["id"], far[column], before) == (task_id, said, other)
+    assert datetime.fromisoformat(far[column]).year in range(1, 10_000)
+    assert await account.tasks(completed="false") == [far, before]
+    assert (await account.send("GET", task_id)).json() == far
+    changed = await account.send("PUT", task_id, json={"title": "Near"})
+    toggled = await account.send("PATCH", f"{task_id}/complete")
+    for response in (changed, toggled):
+        assert response.status_code == 200
+        assert response.json()["created_at"] == far["created_at"]
+        age = datetime.now(UTC) - datetime.fromisoformat(response.json()["updated_at"])
+        assert abs(age) < timedelta(seconds=5)
+    assert (await account.send("DELETE", task_id)).status_code == 204
+
+
+@pytest.mark.parametrize("column", ["created_at", "updated_at"])
+def test_a_new_table_holds_no_time_without_a_form(
+    postgres: Postgres, database_url: str, user: str, column: str
+) -> None:
+    """schema.sql; its limits themselves are inside."""
+    insert = f"insert into tasks (user_id, title, {column}) values ('{user}', 'x', '{{}}')"
+    for time in FAR:
+        with pytest.raises(psycopg.errors.CheckViolation, match=f"tasks_{column}_range"):
+            postgres.execute(insert.format(time), database_url=database_url)
+    for time in list(NEAR)[:2]:
+        postgres.execute(insert.format(time), database_url=database_url)
+
+
+# Keys to and from other tables
+
+USERS = """
+    create table "user" (id varchar(255) primary key);
+    alter table tasks add constraint tasks_of_a_user
+        foreign key (user_id) references "user" (id) on delete cascade {};
+"""
+GONE = r"error=FORBIDDEN: .*tasks_of_a_user"
+
+
+@pytest.fixture
+async def make_users(
+    postgres: Postgres, fresh_database: str, make_settings: Any, caplog: pytest.LogCaptureFixture
+) -> AsyncIterator[Callable[..., Awaitable[list[Account]]]]:
+    """Makes users, a table that refers to them, and an app of DB_TIMEOUT 2 s; captures its log."""
+    async with AsyncExitStack() as stack:
+
+        async def make(*users: str, key: str = "") -> list[Account]:
+            postgres.execute(USERS.format(key), database_url=fresh_database)
+            for user in users:
+                insert = f"insert into \"user\" values ('{user}')"
+                postgres.execute(insert, database_url=fresh_database)
+            settings = make_settings(neon_db_url=fresh_database, db_timeout=2.0)
+            client = await stack.enter_async_context(client_of(settings))
+            log = logging.getLogger("todo")  # from which nothing goes to the root logger
+            log.addHandler(caplog.handler)
+            stack.callback(log.removeHandler, caplog.handler)
+            return [Account(client, user) for user in users]
+
+        yield make
+
+
+KEYS = ["", "deferrable initially deferred"]
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key or "checked at once")
+async def test_a_user_who_is_gone_may_not_create_tasks(
+    make_users: Any, postgres: Postgres, fresh_database: str, caplog: Any, key: str
+) -> None:
+    """Design 4: 403, and a WARNING that names the constraint. Whoever is there is served."""
+    ann, ben = await make_users("ann", "ben", key=key)
+    task = await ben.create()
+    delete = "delete from \"user\" where id = 'ann'"
+    postgres.execute(delete, database_url=fresh_database)
+    headers = {"X-Request-ID": "gone"}
+    response = await ann.send("POST", json={"title": "Mine"}, headers=headers)
+    assert_error(response, "FORBIDDEN")
+    [record] = [record for record in caplog.records if "request=gone" in record.getMessage()]
+    assert (record.levelname, record.exc_info) == ("WARNING", None)
+    assert re.search(GONE, record.getMessage())
+    assert await ann.tasks() == []
+    assert await ben.tasks() == [task]
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key or "checked at once")
+async def test_users_who_are_gone_do_not_spoil_the_creates_of_others(
+    make_users: Any, postgres: Postgres, fresh_database: str, key: str
+) -> None:
+    """Though they share a transaction."""
+    users = [f"{kind}-{number}" for number in range(20) for kind in ("gone", "here")]
+    accounts = await make_users(*users, key=key)
+    delete = "delete from \"user\" where id like 'gone%'"
+    postgres.execute(delete, database_url=fresh_database)
+    creates = [account.send("POST", json={"title": "Mine"}) for account in accounts]
+    responses = await asyncio.gather(*creates)
+    assert [response.status_code for response in responses] == [403, 201] * 20
+    rows = postgres.execute("select user_id from tasks", database_url=fresh_database)
+    assert sorted(user for (user,) in rows) == sorted(user for user in users if "here" in user)
+
+
+BROKEN = {
+    "a check of the title": "alter table tasks add constraint broken check (title <> 'Bad')",
+    "a unique title": "create unique index broken on tasks (title)",
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+async def test_another_violation_of_a_create_is_a_fault_to_be_seen(
+    make_users: Any, postgres: Postgres, fresh_database: str, caplog: Any, kind: str
+) -> None:
+    """500, with its traceback in the log; for nobody else."""
+    ann, ben = await make_users("ann", "ben")
+    if kind == "a unique title":
+        await ben.create("Bad")
+    postgres.execute(BROKEN[kind], database_url=fresh_database)
+    requests = [ann.send("POST", json={"title": "Bad"})]
+    requests += [ben.send("POST", json={"title": f"Good {number}"}) for number in range(8)]
+    refused, *served = await asyncio.gather(*requests)
+    assert_error(refused, "INTERNAL_ERROR")
+    assert [response.status_code for response in served] == [201] * 8
+    [record] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "broken" in str(record.exc_info[1])
+
+
+async def test_a_delete_that_another_table_forbids_is_a_fault_to_be_seen(
+    make_users: Any, postgres: Postgres, fresh_database: str, caplog: Any
+) -> None:
+    """The same error of PostgreSQL as that of a user who is gone, but nobody is forbidden."""
+    [ann] = await make_users("ann")
+    task = await ann.create()
+    postgres.execute(
+        "create table notes (task bigint constraint notes_of_a_task references tasks (id));"
+        f"insert into notes values ({task['id']})",
+        database_url=fresh_database,
+    )
+    assert_error(await ann.send("DELETE", task["id"]), "INTERNAL_ERROR")
+    [record] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "notes_of_a_task" in str(record.exc_info[1])
+    assert await ann.tasks() == [task]
+
+
+@pytest.mark.parametrize("creates", [1, 30])
+async def test_a_user_whose_row_is_locked_holds_up_no_creates_of_others(
+    make_users: Any, fresh_database: str, creates: int
+) -> None:
+    """Theirs wait, alone, for the session of somebody else; then each is done, once."""
+    ann, *others = await make_users("ann", *(f"user-{number}" for number in range(24)))
+    with psycopg.connect(fresh_database) as locker:
+        locker.execute("select from \"user\" where id = 'ann' for update")
+        waiting = asyncio.gather(*(ann.create() for _ in range(creates)))
+        for _ in range(2):
+            began = asyncio.get_running_loop().time()
+            tasks = await asyncio.gather(*(other.create() for other in others))
+            assert len({task["id"] for task in tasks}) == len(others)
+            assert asyncio.get_running_loop().time() - began < 0.8
+        assert not waiting.done()
+    made = sorted(await waiting, key=lambda task: -task["id"])
+    assert await ann.tasks() == made
+    assert [len(await other.tasks()) for other in others] == [2] * len(others)

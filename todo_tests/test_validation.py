@@ -15,6 +15,7 @@ from todo_tests.support import (
     DESCRIPTION_TYPE,
     NOT_JSON,
     NOT_OBJECT,
+    NOT_UTF_8,
     TASK_ID,
     TITLE_LENGTH,
     TITLE_NUL,
@@ -22,6 +23,7 @@ from todo_tests.support import (
     TITLE_TYPE,
     USER_ID,
     Account,
+    Server,
     assert_error,
     assert_task,
     bearer,
@@ -90,10 +92,11 @@ NOT_A_JSON_TEXT = {
     "trailing comma": b'{"title": "x",}',
     "single quotes": b"{'title': 'x'}",
     "comment": b'{"title": "x"} // x',
-    "bad UTF-8": b'{"title": "\xff"}',
-    "overlong UTF-8": b'{"title": "\xc0\xaf"}',
-    "surrogate in UTF-8": b'{"title": "\xed\xa0\x80"}',
-    "UTF-16": '{"title": "x"}'.encode("utf-16"),
+    "UTF-16 without a mark": '{"title": "x"}'.encode("utf-16-le"),
+    "two byte order marks": b'\xef\xbb\xbf\xef\xbb\xbf{"title": "x"}',
+    "a byte order mark alone": b"\xef\xbb\xbf",
+    "a byte order mark behind": b'{"title": "x"}\xef\xbb\xbf',
+    "half a byte order mark, percent-encoded": b'%EF%BB{"title": "x"}',
     "raw control character": b'{"title": "a\nb"}',
     "raw NUL": b'{"title": "x"}\0',
     "lone high surrogate": rb'{"title": "\ud83d"}',
@@ -105,6 +108,18 @@ NOT_A_JSON_TEXT = {
     "nesting bomb of arrays": b'{"title": "x", "y": ' + b"[" * 60_000,
     "nesting bomb of objects": b'{"title": "x", "y": ' + b'{"y": ' * 10_000,
     "closed nesting bomb": b'{"title": "x", "y": ' + b"[" * 30_000 + b"]" * 30_000 + b"}",
+}
+NOT_UTF_8_TEXT = {
+    "bad UTF-8": b'{"title": "\xff"}',
+    "overlong UTF-8": b'{"title": "\xc0\xaf"}',
+    "surrogate in UTF-8": b'{"title": "\xed\xa0\x80"}',
+    "cut within a character": '{"title": "é'.encode()[:-1],
+    "ISO 8859-1": '{"title": "Zoë"}'.encode("latin-1"),
+    "UTF-16": '{"title": "x"}'.encode("utf-16"),
+    "UTF-32": '{"title": "x"}'.encode("utf-32"),
+    "gzip": b"\x1f\x8b\x08\x00",
+    "half a byte order mark": b'\xef\xbb{"title": "x"}',
+    "no JSON either": b"title=\xff",
 }
 FAULTY_UPDATES: dict[str, tuple[Any, Faults]] = {
     "completed a string": ({"title": "x", "completed": "true"}, {"completed": COMPLETED}),
@@ -158,6 +173,27 @@ async def test_a_body_that_is_no_json_is_refused(account: Account, row: bytes) -
         response = await account.send(method, rest, content=row, headers=JSON)
         assert_error(response, "VALIDATION_ERROR", body=NOT_JSON)
     assert await account.tasks() == [task]
+
+
+@table(NOT_UTF_8_TEXT)
+async def test_a_body_in_another_encoding_is_refused_by_that_name(
+    account: Account, row: bytes
+) -> None:
+    """Design 4, body."""
+    task = await account.create()
+    for method, rest in (("POST", ""), ("PUT", task["id"])):
+        response = await account.send(method, rest, content=row, headers=JSON)
+        assert_error(response, "VALIDATION_ERROR", body=NOT_UTF_8)
+    assert await account.tasks() == [task]
+
+
+async def test_a_byte_order_mark_in_front_is_skipped(account: Account) -> None:
+    """Design 4, body; PowerShell and .NET write one. In a string it is a character."""
+    body = '\ufeff{"title": "\ufeffx"}'.encode()
+    created = await account.send("POST", content=body, headers=JSON)
+    assert (created.status_code, created.json()["title"]) == (201, "\ufeffx")
+    changed = await account.send("PUT", created.json()["id"], content=body, headers=JSON)
+    assert (changed.status_code, changed.json()["title"]) == (200, "\ufeffx")
 
 
 @pytest.mark.parametrize(
@@ -266,9 +302,17 @@ async def chunks(body: bytes) -> AsyncIterator[bytes]:
         yield body[start : start + 4096]
 
 
+@pytest.fixture
+async def served(server: Server, user: str) -> AsyncIterator[Account]:
+    """The user as a client of a real server, which raises the 413."""
+    async with httpx.AsyncClient(base_url=server.url, verify=False) as client:
+        yield Account(client, user)
+
+
 @pytest.mark.parametrize("declared", [True, False], ids=["declared", "chunked"])
-async def test_a_body_may_have_64_kib_and_no_byte_more(account: Account, declared: bool) -> None:
-    """Design 4, body: 413."""
+async def test_a_body_may_have_64_kib_and_no_byte_more(served: Account, declared: bool) -> None:
+    """Design 4, body: 413; the connection ends with it, and says so."""
+    account = served
     assert len(padded(KIB_64)) == KIB_64
 
     async def post(body: bytes) -> httpx.Response:
@@ -277,7 +321,9 @@ async def test_a_body_may_have_64_kib_and_no_byte_more(account: Account, declare
 
     assert (await post(padded(KIB_64))).status_code == 201
     for size in (KIB_64 + 1, 50 * KIB_64):
-        assert_error(await post(padded(size)), "PAYLOAD_TOO_LARGE")
+        response = await post(padded(size))
+        assert_error(response, "PAYLOAD_TOO_LARGE")
+        assert response.headers["connection"] == "close"
     [task] = await account.tasks()
     response = await account.send("PUT", task["id"], content=padded(KIB_64 + 1), headers=JSON)
     assert_error(response, "PAYLOAD_TOO_LARGE")

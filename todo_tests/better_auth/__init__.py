@@ -1,64 +1,24 @@
 """Issuers of tokens: a real Better Auth in Node, and a small JWKS server that can misbehave."""
 
 import json
-import os
-import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any, NoReturn
+from typing import Any
 
 import httpx
 import jwt
-import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import get_default_algorithms
 
-from todo_tests.support import SECRET
+from todo_tests.support import SECRET, node_packages
 
 HERE = Path(__file__).parent
-
-
-def missing(reason: str) -> NoReturn:
-    """Skip for want of an optional tool, unless TODO_REQUIRE_ALL says that none is optional."""
-    if os.environ.get("TODO_REQUIRE_ALL"):
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-def node_packages(folder: Path) -> Path:
-    """The folder's node_modules as its lock file says, installed if need be."""
-    for tool in ("node", "npm"):
-        if not shutil.which(tool):
-            missing(f"{tool} is not installed")
-    installed = folder / "node_modules" / ".package-lock.json"
-    lock = folder / "package-lock.json"
-    if not installed.exists() or installed.stat().st_mtime < lock.stat().st_mtime:
-        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-        if subprocess.run(command, cwd=folder, capture_output=True, check=False).returncode:
-            missing(f"npm ci cannot install the packages of {folder.name}")
-    return installed.parent
-
-
-@asynccontextmanager
-async def api(settings: Any) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of an app with these settings, in process."""
-    import todo
-
-    app = todo.create_app(settings)
-    lifespan = app.router.lifespan_context(app)
-    await lifespan.__aenter__()
-    try:
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://testserver") as client:
-            yield client
-    finally:  # as servers do it: the app does not learn that a test failed
-        await lifespan.__aexit__(None, None, None)
 
 
 # The real thing
@@ -118,12 +78,18 @@ def better_auth_servers() -> Iterator[StartBetterAuth]:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as control:
 
             def start(
-                options: dict[str, Any] | None = None, *, secret: str = SECRET, **rest: object
+                options: dict[str, Any] | None = None,
+                *,
+                secret: str = SECRET,
+                path: str = "",
+                **rest: object,
             ) -> BetterAuth:
+                """`path` is that of its base URL; with one, it ignores the option basePath."""
                 options = {"secret": secret, **(options or {})}
-                answer = control.post("start", json={"options": options, **rest})
+                answer = control.post("start", json={"options": options, "path": path, **rest})
                 url = answer.raise_for_status().json()["url"]
-                return BetterAuth(control, url, options.get("basePath", "/api/auth"))
+                base = path.rstrip("/") or options.get("basePath", "/api/auth")
+                return BetterAuth(control, url, base)
 
             try:
                 yield start

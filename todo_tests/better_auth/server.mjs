@@ -23,7 +23,7 @@ const body = async (request) => {
 const hs256 = (secret) => (payload) =>
   new SignJWT(payload).setProtectedHeader({ alg: 'HS256' }).sign(new TextEncoder().encode(secret))
 
-async function start({ options, jwtOptions = {}, customSign = false }) {
+async function start({ options, jwtOptions = {}, customSign = false, path = '' }) {
   const state = { jwks: null, jwksRequests: 0, mails: [] }
   const db = { user: [], session: [], account: [], verification: [], jwks: [] }
   let handler
@@ -45,7 +45,7 @@ async function start({ options, jwtOptions = {}, customSign = false }) {
   const port = await listen(server)
   const baseURL = `http://localhost:${port}`
   const auth = betterAuth({
-    baseURL,
+    baseURL: baseURL + path,
     database: memoryAdapter(db),
     rateLimit: { enabled: false },
     logger: { level: 'error' },
