@@ -757,7 +757,8 @@ def test_a_table_of_another_backend_is_taken_over(own_vm: VM, serve: Serve, case
     own_vm.postgres.execute(grant, database_url=owner)
     folder = own_vm.place / "srv/todo"
     (folder / ".venv/bin").mkdir(parents=True)
-    (folder / ".venv/bin/python").symlink_to(sys.executable)
+    (folder / ".venv/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    (folder / ".venv/bin/python").chmod(0o755)
     shutil.copy(ROOT / "todo.py", folder)
     with jwks() as auth:
         settings = {"NEON_DB_URL": own_vm.service_url, "BETTER_AUTH_SECRET": SECRET}
