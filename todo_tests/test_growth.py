@@ -29,7 +29,7 @@ PARTITIONS = 16
 
 
 def partitioned() -> str:
-    """`schema.sql` with the table hash-partitioned by its owner, as the README says."""
+    """`schema.sql` with the table hash-partitioned by its owner, as the page of .deploy says."""
     schema = SCHEMA
     for old, new in {
         "primary key (id)": "primary key (user_id, id)",
@@ -184,7 +184,7 @@ async def test_a_partitioned_table_is_accepted_and_answers_the_same(
         url = new_database(postgres_of_growth, kind)
         checked = serve(database_url=url, args=("check",), wait=False)
         await asyncio.to_thread(checked.wait)
-        assert "ok    table: as schema.sql describes it" in checked.stdout()
+        assert "ok    table: the service's statements run on it" in checked.stdout()
         server = await asyncio.to_thread(serve, database_url=url)
         async with httpx.AsyncClient(base_url=server.url) as client:
             told[kind] = await exchange(client)

@@ -286,6 +286,9 @@ def first_command(folder: Path) -> None:
 
 def without_installation(folder: Path, database_url: str) -> None:
     """The lines of uv and pipx, each with what it downloads."""
+    for name in ("uv", "pipx"):
+        if not shutil.which(name, path=plain_environment()["PATH"]):
+            missing(f"no {name} is installed")
     passed_on = re.compile(r"(UV|PIP|SSL)_\w+|\w+_PROXY", re.IGNORECASE)
     given = {name: value for name, value in os.environ.items() if passed_on.fullmatch(name)}
     given |= {"USE_EMOJI": "0"}
@@ -326,8 +329,9 @@ class VM:
         """What commands of the page say. What `systemctl` would do, the test does by itself."""
         programs = self.place / "bin"
         programs.mkdir(exist_ok=True)
-        (programs / "systemctl").write_text(f'#!/bin/sh\necho "$@" >> {self.place}/systemctl\n')
-        (programs / "systemctl").chmod(0o755)
+        for name in ("systemctl", "nginx"):
+            (programs / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {self.place}/asked\n')
+            (programs / name).chmod(0o755)
         path = f"{programs}:{OwnPostgres._bin()}:{os.environ['PATH']}"
         given = {"PATH": path, "HOME": str(self.place), **environment}
         return run_as_written(self.here(text), folder, **given)
@@ -516,6 +520,23 @@ def test_a_proxy_of_the_readme_serves_over_tls_and_tells_whose_request_it_is(
     logged = re.compile(rf"request={user} client=(\S+)")
     eventually(lambda: len(logged.findall(systemd.journal)) >= 4, within=5)
     assert set(logged.findall(systemd.journal)) == {"127.0.0.1"}
+
+
+def test_the_files_of_the_proxies_go_where_the_page_says(
+    own_vm: VM,
+) -> None:
+    """What is in them is tried above, with another host."""
+    for name, place in (
+        ("Caddyfile", "etc/caddy/Caddyfile"),
+        ("nginx.conf", "etc/nginx/conf.d/todo.conf"),
+    ):
+        file = own_vm.place / place
+        file.parent.mkdir(parents=True)
+        own_vm.run(commands(f".deploy/{name}"), ROOT)
+        text = (DEPLOY / name).read_text()
+        assert file.read_text() == text.replace("api.example.com", "YOUR_HOST") != text
+    asked = (own_vm.place / "asked").read_text().splitlines()
+    assert asked == ["systemctl reload caddy", "nginx -t", "systemctl reload nginx"]
 
 
 def test_the_log_names_the_client_that_a_trusted_proxy_names(
