@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ import pytest
 
 from todo_tests.damage import Caller, Life, stored, together
 from todo_tests.support import (
+    ROOT,
     SCHEMA,
     Account,
     OwnPostgres,
     Serve,
     bearer,
+    eventually,
+    listens,
     path_of,
 )
 from todo_tests.test_vm import nginx
@@ -129,7 +133,7 @@ async def test_one_of_two_services_is_killed_and_no_answered_write_is_lost(
         over.set()
 
     with nginx(tmp_path, *(each.port for each in services), tls=False) as url:
-        await asyncio.to_thread(httpx.get, f"{url}/healthz")
+        await asyncio.to_thread(eventually, partial(listens, f"{url}/healthz"))
         port, over = int(url.rpartition(":")[2]), asyncio.Event()
         callers = [Caller(port) for _ in range(32)]
         await together([*map(write, callers[:16]), *map(read, callers[16:]), kill()])
@@ -142,6 +146,46 @@ async def test_one_of_two_services_is_killed_and_no_answered_write_is_lost(
         assert set(titles) <= set(found)
     writes = sum(map(len, answered.values()))
     print(f"{writes} writes kept, {refused} refused, {reads} reads, none failed")
+
+
+async def test_a_url_with_two_hosts_follows_the_one_that_takes_writes(
+    own_postgres: Callable[..., OwnPostgres], serve: Serve
+) -> None:
+    """The URL of the page. They share no data here; a real standby would have it."""
+    page = (ROOT / ".deploy/README.md").read_text("utf-8")
+    [url] = re.findall(r"`(postgresql://\S+@db1,db2/\S+)`", page)
+    first, second = own_postgres(), own_postgres()
+    for server in (first, second):
+        server.execute("create role todo login")
+        server.execute("create database todo")
+        todo_url = server.url.removesuffix("postgres") + "todo"
+        server.execute(SCHEMA, database_url=todo_url)
+        server.execute("grant all on tasks to todo", database_url=todo_url)
+
+    def restart(server: OwnPostgres, read_only: str) -> None:
+        server.stop()
+        server.settings = {**server.settings, "default_transaction_read_only": read_only}
+        server.start()
+
+    def written() -> list[int]:
+        ask = "select count(*)::int from tasks"
+        urls = [f"{server.url.removesuffix('postgres')}todo" for server in (first, second)]
+        return [first.execute(ask, database_url=url)[0][0] for url in urls]
+
+    restart(first, "on")
+    hosts = f"127.0.0.1:{first.port},127.0.0.1:{second.port}"
+    service = await asyncio.to_thread(serve, database_url=url.replace("db1,db2", hosts))
+    caller = Caller(service.port)
+    await caller.create()
+    assert written() == [0, 1]
+    await asyncio.to_thread(second.stop)
+    await asyncio.to_thread(restart, first, "off")  # it takes over
+    deadline = time.monotonic() + 20
+    while (await caller.ask("POST", "", {"title": "Call the dentist"})).status != 201:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+    await asyncio.to_thread(restart, second, "on")
+    assert written() == [1, 1]
 
 
 # A partitioned table

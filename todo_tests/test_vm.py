@@ -279,6 +279,15 @@ def first_command(folder: Path) -> None:
         ).splitlines()
         assert of_token == "ok    token: of user 'demo'"
         assert last.startswith("ok    check: all is well")
+        if shutil.which("npm"):
+            typed = commands("openapi-typescript").replace("http://127.0.0.1:8000", url)
+            run_as_written(typed, folder, HOME=str(folder))
+            assert "listTasks" in (folder / "todo-api.d.ts").read_text()
+    [of_vite] = re.findall(r"`(ALLOWED_ORIGINS=\S+ .venv/bin/python todo.py dev)`", README)
+    with started(of_vite, folder, "curl") as url:
+        origin = {"Origin": "http://localhost:5173"}
+        answer = get(f"{url}/healthz", headers=origin)
+        assert answer.headers["Access-Control-Allow-Origin"] == origin["Origin"]
     size = sum(each.stat().st_size for each in (folder / ".venv").rglob("*") if each.is_file())
     assert size < 200 * 2**20
     print(f"{size / 2**20:.0f} MiB")
