@@ -2426,7 +2426,7 @@ select class.oid is not null as is_there, quote_ident(current_user) as role,
         substring(pg_get_expr(adbin, adrelid) from '''(.+)''')) as sequence,
     exists(select from pg_policy where polrelid = class.oid) as policies,
     array(select conname from pg_constraint
-        where conrelid = class.oid and pg_get_constraintdef(oid) ~ 'user_id') as constraints,
+        where conrelid = class.oid and pg_get_constraintdef(oid) ~ 'user_id') as user_constraints,
     array(select name from unnest(array['select', 'insert', 'update', 'delete']) name
         where not has_table_privilege(class.oid, name)) as refused,
     array(select format('create index %s%s on tasks (%s);', how, name, columns) from (values
@@ -2493,7 +2493,7 @@ def with_database(
                 "(pg_stat_activity shows it), or is the role's statement_timeout too short?"
             ) from None
         except psycopg.OperationalError as exc:
-            reason = " ".join(str(exc).split())
+            reason = _said(exc)
         if time.monotonic() >= deadline:
             raise StartupError(
                 f"todo.py cannot start: the database of NEON_DB_URL cannot be reached ({reason})\n"
@@ -2684,40 +2684,27 @@ def check_table(connection: Client, user: str | None) -> Iterator[Finding]:
     except psycopg.Error as exc:
         said = _said(exc)
         policy = table.policies and "row-level security" in said
-        if not user and (policy or exc.diag.constraint_name in table.constraints):
+        grant = f"grant usage on sequence {table.sequence} to {table.role};"
+        if not user and (policy or exc.diag.constraint_name in table.user_constraints):
             why = "the user of the trial is made up; a token on standard input tries it as its user"
             yield NOTE, "trial", f"no write could be tried ({said}): {why}"
-        elif table.sequence and "sequence" in said:
-            said += f": grant usage on sequence {table.sequence} to {table.role};"
-            yield FAIL, "trial", f"a task cannot be written: {said}"
         else:
-            yield FAIL, "trial", f"a task cannot be written: {said}"
+            cure = f": {grant}" if table.sequence and "sequence" in said else ""
+            yield FAIL, "trial", f"a task cannot be written: {said}{cure}"
     for line in table.missing_indexes:
         yield NOTE, "index", f"slow on a large table without it: {line}"
 
 
-def check_database(settings: Settings, user: str | None) -> list[Finding]:
-    found: list[Finding] = []
-
-    def examine(connection: Client) -> None:
-        info = connection.info
-        version = info.parameter_status("server_version")
-        ask = partial(connection.execute, b"select pg_backend_pid()")
-        direct = ask().fetchone() == (info.backend_pid,)
-        found.extend(
-            (
-                (OK, "database", f"PostgreSQL {version} at {info.host}, database {info.dbname}"),
-                (OK, "connection", "no pooler" if direct else "through a transaction pooler"),
-                (OK, "round trip", f"{min(timeit.repeat(ask, number=1)) * 1e3:.1f} ms"),
-            )
-        )
-        found.extend(check_table(connection, user))
-
-    try:
-        with_database(settings, examine, ANSWER_GRACE, 0.0)
-    except StartupError as exc:
-        found.append((FAIL, "database", " ".join(str(exc).split())))
-    return found
+def check_database(connection: Client, user: str | None) -> Iterator[Finding]:
+    """Findings on the database."""
+    info = connection.info
+    ask = partial(connection.execute, b"select pg_backend_pid()")
+    pooled = ask().fetchone() != (info.backend_pid,)
+    version = f"PostgreSQL {info.parameter_status('server_version')}"
+    pooler = "through a transaction pooler" if pooled else "no pooler"
+    trip = f"a round trip takes {min(timeit.repeat(ask, number=1)) * 1e3:.1f} ms"
+    yield OK, "database", f"{version} at {info.host}, database {info.dbname}, {pooler}, {trip}"
+    yield from check_table(connection, user)
 
 
 def check_keys(settings: Settings, url: str) -> Iterator[Finding]:
@@ -2772,7 +2759,14 @@ def check(settings: Settings, token: bytes) -> Iterator[Finding]:
             hint = "; was it signed with another secret?" if signed else ""
             yield FAIL, "token", f"refused as {problem.code}: {problem.reason}{hint}"
     yield from check_settings(settings)
-    yield from check_database(settings, user)
+    found: list[Finding] = []
+    try:
+        with_database(
+            settings, lambda client: found.extend(check_database(client, user)), ANSWER_GRACE, 0.0
+        )
+    except StartupError as exc:
+        found.append((FAIL, "database", " ".join(str(exc).split())))
+    yield from found
     yield from check_keys(settings, tokens.keys.url)
 
 
@@ -2829,14 +2823,11 @@ def _run_postgres(program: str, data: Path, *arguments: str) -> None:
 
 
 def _ensure_unused(data: Path) -> None:
-    """End a server that uses the data. Raises StartupError if it cannot be known.
-
-    postmaster.pid has the name of the folder where the server runs; a copied folder has it too.
-    """
+    """Stop a server that a killed `dev` left. Raises StartupError if there may be another."""
     file = data / "postmaster.pid"
     if not file.exists():
         return
-    # Process, folder, start, port, folder of the sockets.
+    # Process, folder, start, port, folder of the sockets. A copied folder has the file too.
     pid, folder, _, _, sockets, *_ = (file.read_text() + "\n" * 5).split("\n")
     try:
         ours = data.samefile(folder)
@@ -2851,10 +2842,8 @@ def _ensure_unused(data: Path) -> None:
         file.unlink()
         return
     with socket.socket(socket.AF_UNIX) as probe:  # by now the process may be another program's
-        running = sockets and probe.connect_ex(f"{sockets}/.s.PGSQL.5432") == 0
-    if running:  # since its `dev` was killed
-        _run_postgres("pg_ctl", data, "stop", "--mode=fast")
-        shutil.rmtree(sockets, ignore_errors=True)
+        if sockets and probe.connect_ex(f"{sockets}/.s.PGSQL.5432") == 0:
+            _run_postgres("pg_ctl", data, "stop", "--mode=fast")
 
 
 @contextmanager
@@ -2899,13 +2888,14 @@ def prepare_dev_folder(sockets: str) -> None:
         raise StartupError(
             f"another `todo.py dev` runs in {Path.cwd()}: use that one, or stop it first"
         ) from None
-    secret = DEV / "better_auth_secret"
-    secret.touch(stat.S_IRUSR | stat.S_IWUSR)
-    if not secret.read_text():
-        secret.write_text(secrets.token_urlsafe(32))
     host = quote(sockets, safe="")
     DEV_URL.write_text(f"postgresql://postgres@/postgres?port=5432&host={host}")
-    (DEV / "better_auth_url").write_text("http://localhost:3000")
+    kept = {"secret": secrets.token_urlsafe(32), "url": "http://localhost:3000"}
+    for name, value in kept.items():
+        file = DEV / f"better_auth_{name}"
+        file.touch(stat.S_IRUSR | stat.S_IWUSR)
+        if not file.read_text():
+            file.write_text(value)
 
 
 WELCOME = """
@@ -2914,11 +2904,7 @@ The Todo API runs on {database} (Ctrl-C stops it).
   API    {url}
   Docs   {url}/docs
 
-A token for the user "demo", valid for a day:
-
-  {token}
-
-To paste into another terminal:
+To paste into another terminal, with a token for the user "demo" that is valid for a day:
 
   TODO={url}/api/demo/tasks
   AUTH='Authorization: Bearer {token}'
@@ -2949,7 +2935,7 @@ def dev() -> None:
             settings = dev_settings()
             listeners = listen(settings)
             database = "NEON_DB_URL"
-            if database not in os.environ:
+            if not os.environ.get(database):
                 database = "a PostgreSQL of its own, with its data in .todo-dev/"
                 stack.enter_context(embedded_postgres(DEV.resolve() / "postgres", sockets))
         except OSError as exc:
