@@ -75,6 +75,7 @@ import logging
 import math
 import multiprocessing
 import os
+import pwd
 import random
 import re
 import resource
@@ -2858,7 +2859,8 @@ def embedded_postgres(data: Path, sockets: str) -> Iterator[None]:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(stat.S_IRWXU)
         if os.geteuid() == 0:
-            shutil.chown(new, "nobody")
+            nobody = pwd.getpwnam("nobody")
+            os.chown(new, nobody.pw_uid, nobody.pw_gid)
         options = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C")
         _run_postgres("initdb", new, *options)
         new.rename(data)
