@@ -189,7 +189,8 @@ def test_check_and_token_work_in_the_folder_of_dev(serve: Serve) -> None:
     assert (code, said) == (0, ""), out
     assert "ok    trial: " in out
     assert "note  JWKS: http://localhost:3000/api/auth/jwks: " in out
-    assert "ok    token: of user 'demo'\nok    check: all is well, but read the notes\n" in out
+    assert "ok    token: of user 'demo'\n" in out
+    assert out.endswith("ok    check: all is well, but read the notes\n")
     (server.folder / ".env").write_text(f"BETTER_AUTH_SECRET={SECRET}\n")
     code, token, said = run(server.folder, "token", "demo")
     assert said == ("signed with the BETTER_AUTH_SECRET of .env, not with that of .todo-dev/\n")
@@ -201,7 +202,7 @@ def test_check_and_token_work_in_the_folder_of_dev(serve: Serve) -> None:
     server.stop()
     code, out, said = run(server.folder, "check")
     assert (code, out) == (1, "")
-    assert said == "nothing to check: NEON_DB_URL is not set, and no `todo.py dev` runs here\n"
+    assert "NEON_DB_URL is missing" in said
 
 
 # Sockets

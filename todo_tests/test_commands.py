@@ -288,7 +288,7 @@ def test_a_database_that_falls_silent_ends_a_command(
     ):
         settings = make_settings(neon_db_url=relay.url(url))
         with pytest.raises(todo.StartupError, match="cannot be reached"):
-            todo.with_database(settings, todo.require_table, todo.ANSWER_GRACE)
+            todo.with_database(settings, todo.require_table, 0.5, 0.5)
         findings = {subject: level for level, subject, _ in todo.check(settings, b"")}
     assert (findings["settings"], findings["database"]) == (todo.OK, todo.FAIL)
     assert time.monotonic() - begun < 10.0
@@ -311,4 +311,4 @@ def test_init_db_has_time_for_the_index_of_a_large_table(
         with pytest.raises(
             todo.StartupError, match=r"lock timeout\nHas another session locked the table"
         ):
-            todo.with_database(settings, todo.require_table, 2.0)
+            todo.with_database(settings, todo.require_table, 2.0, 0.5)

@@ -12,6 +12,7 @@ import pytest
 import todo
 from todo_tests.support import (
     ALL_FILES,
+    SCHEMA,
     Database,
     OwnPostgres,
     Relay,
@@ -81,7 +82,7 @@ def test_a_start_takes_three_round_trips(
     """Two make the connection, one asks for everything."""
     with database.new_database(schema=True) as url, Relay(database.port) as relay:
         settings = make_settings(neon_db_url=relay.url(url))
-        todo.with_database(settings, todo.require_table, 5.0)
+        todo.with_database(settings, todo.require_table, 5.0, 5.0)
         assert relay.round_trips <= 3
 
 
@@ -205,11 +206,12 @@ def test_a_table_that_serves_is_taken_as_it_is(
     """And the indexes that `check` proposes can be made."""
     postgres.execute(table, database_url=empty_database)
     with psycopg.connect(empty_database, autocommit=True) as connection:
-        assert todo.table_faults(connection) == []
+        found, faults = todo.examine_table(connection)
+        assert faults == []
         todo.try_table(connection, "demo")
-        for line in todo.missing_indexes(connection):
+        for line in found.missing_indexes:
             connection.execute(line.encode())
-        assert todo.missing_indexes(connection) == []
+        assert todo.examine_table(connection)[0].missing_indexes == []
         assert connection.execute("select count(*) from tasks").fetchone() == (0,)
 
 
@@ -220,7 +222,7 @@ def test_all_faults_of_a_table_are_said_at_once(postgres: Database, fresh_databa
         database_url=fresh_database,
     )
     with psycopg.connect(fresh_database, autocommit=True) as connection:
-        faults = todo.table_faults(connection)
+        _, faults = todo.examine_table(connection)
     assert faults[0] == "PostgreSQL says: column tasks.description does not exist"
     assert dict(fault.removesuffix(";").split(": alter table tasks ") for fault in faults[1:]) == {
         "column id is not filled in by the database": (
@@ -231,10 +233,37 @@ def test_all_faults_of_a_table_are_said_at_once(postgres: Database, fresh_databa
         "column completed is missing": "add completed boolean default false not null",
         "column created_at is timestamp without time zone": (
             "alter created_at drop default, alter created_at"
-            " type timestamp with time zone using created_at at time zone 'UTC',"
+            " type timestamptz using created_at at time zone 'UTC',"
             " alter created_at set default current_timestamp"
         ),
     }
+
+
+def test_what_a_start_knows_of_the_table_is_what_the_code_has(
+    postgres: Database, empty_database: str
+) -> None:
+    """The lines for a table without columns make that of schema.sql, but for its constraints."""
+    with psycopg.connect(empty_database, autocommit=True) as connection:
+        connection.execute("create table tasks ()")
+        _, faults = todo.examine_table(connection)
+        for line in lines_of(faults):
+            connection.execute(line.encode())
+        found, faults = todo.examine_table(connection)
+        assert faults == []
+        todo.try_table(connection, "demo")
+        columns = connection.execute(COLUMNS).fetchall()
+        indexes = {" ".join(line.split()[3:]) for line in found.missing_indexes}
+        connection.execute(f"drop table tasks; {SCHEMA}".encode())
+        assert sorted(connection.execute(COLUMNS)) == sorted(columns)
+    ours = {str(each.name): ", ".join(each.columns.keys()) for each in todo.tasks.indexes}
+    ours["tasks_id_idx"] = "id"
+    assert indexes == {f"{name} on tasks ({columns});" for name, columns in ours.items()}
+
+
+COLUMNS = """
+    select column_name, data_type, character_maximum_length, is_nullable, column_default,
+        is_identity, identity_generation
+    from information_schema.columns where table_name = 'tasks'"""
 
 
 # Last, because it takes its time
