@@ -382,7 +382,8 @@ def commands_for_a_vm(place: Path) -> None:
             BETTER_AUTH_URL=auth,
             ALLOWED_ORIGINS="https://app.example.com",
         )
-        said = vm.run(commands("mkdir -p /srv/todo"), copy, EDITOR=editor)
+        vm.run(commands("mkdir -p /srv/todo"), copy, EDITOR=editor)
+        said = vm.run(commands("todo.py init-db"), place / "srv/todo")
         done = said.partition("the service can work with the table tasks\n")[2].splitlines()
         assert len(done) > 6, said
         assert all(line.startswith("ok ") for line in done), done
