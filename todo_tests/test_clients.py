@@ -70,12 +70,15 @@ def typescript(tmp_path_factory: pytest.TempPathFactory) -> Path:
     given = "declare const process: { argv: [string, string, string, string, string] };\n"
     given += "const [, , url, kept, user] = process.argv;\nconst token = async () => kept;\n"
     (folder / "readme.ts").write_text(given + lines.replace('"http://127.0.0.1:8000"', "url"))
+    [page] = re.findall(r"```js\n(.*?)```", readme, re.DOTALL)
+    (folder / "page.ts").write_text(page)  # it is pasted into TypeScript too
     tools = packages / ".bin"
     run(tools / "openapi-typescript", "openapi.yaml", "-o", "todo-api.d.ts", cwd=folder)
     run(tools / "openapi-ts", "-f", "hey-api.config.js", "--no-log-file", cwd=folder)
     run(tools / "orval", "--config", "orval.config.cjs", cwd=folder)
     for options in sorted(set(OPTIONS.values())):
         files = [f"{program}.ts" for program, needed in OPTIONS.items() if needed == options]
+        files += ["page.ts"] if "readme.ts" in files else []
         run(tools / "tsc", *STRICT.split(), options, *files, cwd=folder)
     return folder
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -256,7 +256,8 @@ def started(command: str, folder: Path, sign: str, **environment: str) -> Iterat
         print(f"{command}: alive after {alive:.1f} s, serves after {time.monotonic() - start:.1f}")
         yield f"http://127.0.0.1:{port}"
     finally:
-        os.killpg(process.pid, signal.SIGINT)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
         process.wait(20)
 
 
@@ -382,7 +383,8 @@ def commands_for_a_vm(place: Path) -> None:
             BETTER_AUTH_URL=auth,
             ALLOWED_ORIGINS="https://app.example.com",
         )
-        said = vm.run(commands("mkdir -p /srv/todo"), copy, EDITOR=editor)
+        vm.run(commands("mkdir -p /srv/todo"), copy, EDITOR=editor)
+        said = vm.run(commands("todo.py init-db"), place / "srv/todo")
         done = said.partition("the service can work with the table tasks\n")[2].splitlines()
         assert len(done) > 6, said
         assert all(line.startswith("ok ") for line in done), done
