@@ -2403,6 +2403,7 @@ with ours(name, kind, category, fill) as (values
     from pg_attribute join pg_type on pg_type.oid = atttypid
     where attrelid = to_regclass('tasks') and attnum > 0 and not attisdropped
 )
+-- In a cure %1$I is the name, %2$s our type, and %3$s what fills the column in.
 select format('column %I %s: alter table tasks %s;', name, fault, format(cure, name, kind, fill))
 from ours full join there using (name), lateral (values
     (type is null, 'is missing', concat('add %1$I %2$s', substring(fill from ' .*'),
@@ -2484,8 +2485,9 @@ def with_database(
                     raise StartupError(f"todo.py needs a database in UTF8: this is {encoding}")
                 waiting = threading.Timer(1.0, log.warning, [WAITING])
                 for timer in waiting, threading.Timer(grace, hang_up, [client]):
-                    timer.start()
+                    timer.daemon = True  # or an end by Ctrl-C might wait for it
                     stack.callback(timer.cancel)
+                    timer.start()
                 use(client)
                 return
         except (errors.LockNotAvailable, errors.QueryCanceled) as exc:
