@@ -2486,8 +2486,9 @@ def with_database(
                     raise StartupError(f"todo.py needs a database in UTF8: this is {encoding}")
                 waiting = threading.Timer(1.0, log.warning, [WAITING])
                 for timer in waiting, threading.Timer(grace, hang_up, [client]):
-                    timer.start()
+                    timer.daemon = True  # or an end by Ctrl-C might wait for it
                     stack.callback(timer.cancel)
+                    timer.start()
                 use(client)
                 return
         except (errors.LockNotAvailable, errors.QueryCanceled) as exc:
