@@ -275,11 +275,9 @@ def first_command(folder: Path) -> None:
         assert (answer.status_code, answer.json()) == (200, [])
         secret = run_as_written("cat .todo-dev/better_auth_secret", folder)
         assert get(f"{url}{path_of('bob')}", headers=bearer("bob", key=secret)).json() == []
-        *_, of_token, last = run_as_written(
-            commands("token demo |", pages=README), folder
-        ).splitlines()
-        assert of_token == "ok    token: of user 'demo'"
-        assert last.startswith("ok    check: all is well")
+        said = run_as_written(commands("token demo |", pages=README), folder)
+        assert "ok    token: of user 'demo'" in said.splitlines()
+        assert said.splitlines()[-1].startswith("ok    check: all is well")
         if shutil.which("npm"):
             typed = commands("openapi-typescript").replace("http://127.0.0.1:8000", url)
             run_as_written(typed, folder, HOME=str(folder))
@@ -403,10 +401,8 @@ def commands_for_a_vm(place: Path) -> None:
             checks = commands("curl -sS https").replace("https://api.example.com", systemd.url)
             said = vm.run(checks, folder)
             assert said.startswith('{"status":"ready"}')
-            assert said.splitlines()[-2:] == [
-                "ok    token: of user 'demo'",
-                "ok    check: all is well",
-            ]
+            assert "ok    token: of user 'demo'" in said.splitlines()
+            assert said.splitlines()[-1] == "ok    check: all is well"
             assert systemd.stop() == 0
         finally:
             systemd.close()
