@@ -2498,6 +2498,8 @@ def with_database(
             ) from None
         except psycopg.OperationalError as exc:
             reason = _said(exc)
+        except psycopg.Error as exc:
+            raise StartupError(f"todo.py cannot go on: {_said(exc)}") from None
         if time.monotonic() >= deadline:
             raise StartupError(
                 f"todo.py cannot start: the database of NEON_DB_URL cannot be reached ({reason})\n"

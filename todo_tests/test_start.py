@@ -102,6 +102,13 @@ def test_a_statement_timeout_that_is_too_short_is_named(
         assert "Traceback" not in servers[2].stderr()
 
 
+def test_init_db_on_a_standby_leaves_no_traceback(serve: Serve, database: OwnPostgres) -> None:
+    with database.new_database() as url:
+        database.set_default(url, "default_transaction_read_only", "on")
+        refused = serve(database_url=url, args=("init-db",), files=ALL_FILES, wait=False)
+        assert_refused(refused, "cannot go on", "in a read-only transaction")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def waiting(database: OwnPostgres) -> Iterator[dict[str, Server]]:
     """Starts that wait for a while; begun early."""
