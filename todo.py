@@ -53,7 +53,7 @@ if __name__ == "__main__":
     def _during_imports(kind: Any, exc: Any, trace: Any) -> None:
         """Ctrl-C leaves no traceback, and a missing package says what to type."""
         if kind is ModuleNotFoundError:
-            print(f"{exc}. With its packages: .venv/bin/python todo.py, or: uv run todo.py")  # noqa: T201
+            sys.stderr.write(f"{exc}. With its packages: .venv/bin/python todo.py, or uv run todo.py\n")
         elif kind is not KeyboardInterrupt:
             sys.__excepthook__(kind, exc, trace)
 
