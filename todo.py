@@ -34,7 +34,7 @@ Where a change goes, besides `openapi.yaml` and a test:
     a field of a task      `tasks`, `_row` (with `coalesce` if it may be null), `_new`, `_created`;
                            the models, with an entry of MESSAGES for each error that pydantic may
                            raise; schema.sql, and `alter table` for databases that exist, before
-                           the new todo.py serves them
+                           the new todo.py serves them; FILLED_IN if it has a default
     a filter of the list   FILTERS and FILTER_VALUES; an `sa.Index`, and the same in schema.sql
     another operation      a statement, which `statements` lists; an endpoint; ROUTES, where a fixed
                            path such as `.../tasks/stats` stands before `.../tasks/{id}`
@@ -53,7 +53,7 @@ if __name__ == "__main__":
     def _during_imports(kind: Any, exc: Any, trace: Any) -> None:
         """Ctrl-C leaves no traceback, and a missing package says what to type."""
         if kind is ModuleNotFoundError:
-            sys.stderr.write(f"{exc}. With its packages: .venv/bin/python todo.py, or uv run todo.py\n")
+            sys.stderr.write(f"{exc}. With its packages: .venv/bin/python todo.py\n")
         elif kind is not KeyboardInterrupt:
             sys.__excepthook__(kind, exc, trace)
 
