@@ -860,6 +860,38 @@ async def test_a_database_that_only_reads_is_one_that_is_away_for_writes(
     assert "Traceback" not in server.stderr()
 
 
+@pytest.mark.slow
+async def test_writes_go_to_the_promoted_server_though_the_old_one_keeps_its_connections(
+    own_postgres: NewPostgres, serve: Serve
+) -> None:
+    """A pool that stays on the old one refuses every write (cloudnative-pg 1254)."""
+    first, second = [await asyncio.to_thread(own_postgres) for _ in range(2)]
+
+    def only_reads(server: OwnPostgres, setting: str) -> None:
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            connection.execute("set default_transaction_read_only = off")
+            statement = f"alter system set default_transaction_read_only = {setting}"
+            connection.execute(statement.encode())
+            connection.execute("select pg_reload_conf()")
+
+    for each in (first, second):
+        each.execute(support.SCHEMA)
+    only_reads(second, "on")
+    hosts = f"127.0.0.1:{first.port},127.0.0.1:{second.port}"
+    url = f"postgresql://postgres@{hosts}/postgres?target_session_attrs=read-write"
+    server = await asyncio.to_thread(serve, {"DB_POOL_SIZE": "1"}, database_url=url)
+    caller = Caller(server.port)
+    await caller.create()
+    only_reads(first, "on")
+    only_reads(second, "off")
+
+    async def written() -> bool:
+        return (await caller.ask("POST", "", {"title": "Promoted"})).status == 201
+
+    await soon(written, within=5.0, why="it stays on the standby")
+    assert second.execute("select title from tasks") == [("Promoted",)]
+
+
 REFUSE = """
 create sequence tries;
 create function refuse() returns trigger language plpgsql as $$ begin

@@ -1,7 +1,9 @@
 """What the start says of the database and of its table; the lines that it prints mend them."""
 
 import math
+import os
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -20,6 +22,7 @@ from todo_tests.support import (
     Server,
     assert_refused,
     eventually,
+    free_port,
     servers,
 )
 
@@ -133,6 +136,20 @@ def waiting(database: OwnPostgres) -> Iterator[dict[str, Server]]:
         last.close()
 
 
+def test_the_roots_of_the_system_are_those_that_python_uses(
+    monkeypatch: pytest.MonkeyPatch, make_settings: MakeSettings
+) -> None:
+    """psycopg's wheel looks in a folder that no system has (docker-library/postgres 1331)."""
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    nobody = f"postgresql://u@127.0.0.1:{free_port()}/u?sslmode=verify-full&sslrootcert=system"
+    with pytest.raises(todo.StartupError):
+        todo.with_database(make_settings(neon_db_url=nobody), print, grace=1.0, patience=0.0)
+    roots = ssl.get_default_verify_paths()
+    assert os.environ.pop("SSL_CERT_FILE") == roots.openssl_cafile
+    assert os.environ.pop("SSL_CERT_DIR") == roots.openssl_capath
+
+
 # The table
 
 OLDER = {
@@ -150,7 +167,7 @@ OLDER = {
             values ('demo', 'Old', '2024-01-02 03:04:05', '')""",
     "half": """
         create table tasks (id int generated always as identity primary key, user_id text not null,
-            title text not null, "order" int not null, completed int not null default 0,
+            title text not null, "order" int not null, completed smallint not null default 0,
             created_at timestamp not null default now());
         insert into tasks (user_id, title, "order", completed, created_at)
             values ('demo', 'Old', 1, 1, '2024-01-02 03:04:05')""",

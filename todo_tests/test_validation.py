@@ -1,5 +1,6 @@
 """What is refused with 415, 413 and 422, and what is just within the limits."""
 
+import gzip
 import json
 import urllib.parse
 from collections.abc import AsyncIterator
@@ -276,6 +277,15 @@ async def test_another_media_type_is_refused(account: Account, media_type: str |
         response = await account.send(method, rest, content=b'{"title": "x"}', headers=headers)
         assert_error(response, "UNSUPPORTED_MEDIA_TYPE")
     assert await account.tasks() == [task]
+
+
+async def test_a_compressed_body_is_refused_and_says_why(account: Account) -> None:
+    """It is no UTF-8, but that would help nobody (public report: Kludex/starlette 644)."""
+    headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+    content = gzip.compress(b'{"title": "x"}')
+    response = await account.send("POST", content=content, headers=headers)
+    assert_error(response, "UNSUPPORTED_MEDIA_TYPE")
+    assert await account.tasks() == []
 
 
 @pytest.mark.parametrize(
