@@ -130,7 +130,7 @@ def say(text: str) -> None:
 
 
 # Postgres: one server, one database a contestant, the same rows in each.
-class Postgres:
+class BenchPostgres:
     def __init__(self, folder: Path, tcp: bool) -> None:
         self.server = get_server(folder / "pgdata", cleanup_mode="delete", start=False)
         self.server.ensure_pgdata_inited()
@@ -316,7 +316,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options = options
         self.folder = folder
-        self.postgres = Postgres(folder, options.tcp)
+        self.postgres = BenchPostgres(folder, options.tcp)
         self.samples: dict[tuple[str, str], list[Sample]] = defaultdict(list)
         self.ids: dict[str, list[tuple[int, str]]] = {}
         self.kinds = kinds(options)

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from todo_tests import support
-from todo_tests.contract import Answer
+from todo_tests.contract import AnsweredRequest
 from todo_tests.support import (
     AUTH_URL,
     SECRET,
@@ -203,7 +203,7 @@ async def client(app: "Starlette") -> AsyncIterator[httpx.AsyncClient]:
 
     async def hold_to_the_contract(response: httpx.Response) -> None:
         await response.aread()
-        assert Answer.of(response).faults() == []
+        assert AnsweredRequest.of(response).faults() == []
 
     async with httpx.AsyncClient(
         transport=httpx.ASGITransport(app),

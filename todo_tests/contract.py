@@ -171,7 +171,7 @@ def operation_of(method: str, path: str) -> str:
     return NO_OPERATION
 
 
-class Answer(NamedTuple):
+class AnsweredRequest(NamedTuple):
     """What was asked, and what came back."""
 
     method: str
@@ -181,7 +181,7 @@ class Answer(NamedTuple):
     body: bytes
 
     @classmethod
-    def of(cls, response: httpx.Response) -> "Answer":
+    def of(cls, response: httpx.Response) -> "AnsweredRequest":
         """That of httpx, read to its end."""
         path = response.request.url.raw_path.decode().partition("?")[0]
         method = response.request.method

@@ -17,7 +17,7 @@ import schemathesis
 from schemathesis.core.parameters import ParameterLocation
 from schemathesis.generation.meta import TestPhase
 
-from todo_tests.contract import Answer, examples_of
+from todo_tests.contract import AnsweredRequest, examples_of
 
 ORIGIN = os.environ.get("ALLOWED_ORIGINS", "http://localhost:3000").partition(",")[0].strip()
 SOMEBODY_ELSE = "somebody else"
@@ -64,7 +64,7 @@ def nothing_is_undeclared(context, response, case) -> None:
     """No header, status, error code or member that the contract does not name."""
     path = urllib.parse.urlsplit(response.request.url).path
     headers = {name: ", ".join(values) for name, values in response.headers.items()}
-    answer = Answer(case.method, path, response.status_code, headers, response.content)
+    answer = AnsweredRequest(case.method, path, response.status_code, headers, response.content)
     faults = answer.faults()
     assert not faults, "; ".join(faults)
 

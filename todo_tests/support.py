@@ -190,9 +190,6 @@ class Postgres:
             )
 
 
-Database = Postgres  # the name before, until all files have this one
-
-
 class OwnPostgres(Postgres):
     """A PostgreSQL of the embedded wheel on a TCP port of its own, free to be damaged.
 

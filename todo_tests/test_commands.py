@@ -19,9 +19,9 @@ from todo_tests.support import (
     PASSWORD,
     SCHEMA,
     SECRET,
-    Database,
     NewPostgres,
     OwnPostgres,
+    Postgres,
     Relay,
     Serve,
     Server,
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", autouse=True)
-def unreachable(postgres: Database) -> Iterator[dict[str, Server]]:
+def unreachable(postgres: Postgres) -> Iterator[dict[str, Server]]:
     """Starts without a database; begun early, because each waits for it for a while."""
     urls = {
         "nobody listens": f"postgresql://user:{PASSWORD}@127.0.0.1:{free_port()}/todo",
@@ -67,7 +67,7 @@ def test_a_start_without_the_table_is_refused(serve: Serve, empty_database: str)
 
 @pytest.mark.parametrize("column", ["completed", "description", "updated_at"])
 def test_a_start_with_a_column_missing_is_refused(
-    serve: Serve, postgres: Database, fresh_database: str, column: str
+    serve: Serve, postgres: Postgres, fresh_database: str, column: str
 ) -> None:
     """Design 2."""
     drop = f"alter table tasks drop column {column} cascade"
@@ -80,7 +80,7 @@ def test_a_start_with_a_column_missing_is_refused(
 @pytest.mark.parametrize("command", ["serve", "init-db"])
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
 def test_a_database_that_cannot_hold_every_title_is_refused(
-    serve: Serve, postgres: Database, encoding: str, command: str
+    serve: Serve, postgres: Postgres, encoding: str, command: str
 ) -> None:
     """Design 2: though the table is there; and `init-db` makes none."""
     with postgres.new_database(schema=command == "serve", encoding=encoding) as url:
@@ -131,7 +131,7 @@ def test_init_db_makes_the_table_and_is_harmless_when_repeated(
 
 
 def test_init_db_may_run_several_times_at_once(
-    serve: Serve, postgres: Database, empty_database: str
+    serve: Serve, postgres: Postgres, empty_database: str
 ) -> None:
     """Design 2: harmless also by two at once; all begin while a lock holds them up."""
     waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock'"
@@ -148,7 +148,7 @@ def test_init_db_may_run_several_times_at_once(
     assert tables == 1
 
 
-def test_init_db_is_one_transaction(serve: Serve, postgres: Database, empty_database: str) -> None:
+def test_init_db_is_one_transaction(serve: Serve, postgres: Postgres, empty_database: str) -> None:
     """Design 2: what fails half-way leaves nothing behind."""
     postgres.execute("create table tasks (id int, user_id text)", database_url=empty_database)
     refused = init_db(serve, empty_database)
@@ -158,7 +158,7 @@ def test_init_db_is_one_transaction(serve: Serve, postgres: Database, empty_data
 
 
 def test_init_db_fails_beside_an_old_table_and_says_what_differs(
-    serve: Serve, postgres: Database, fresh_database: str
+    serve: Serve, postgres: Postgres, fresh_database: str
 ) -> None:
     """As the start says it; nothing of the table is touched."""
     damage = "alter table tasks drop column description; drop index tasks_user_id_idx"

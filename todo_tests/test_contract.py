@@ -27,13 +27,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 import todo
-from todo_tests.contract import DECLARED, OPERATIONS, RESPONSES, Answer, operations
+from todo_tests.contract import DECLARED, OPERATIONS, RESPONSES, AnsweredRequest, operations
 from todo_tests.support import (
     ORIGIN,
     ROOT,
     SECRET,
-    Database,
     OwnPostgres,
+    Postgres,
     Serve,
     Server,
     bearer,
@@ -69,7 +69,7 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="module", autouse=True)
 def command(
-    postgres: Database, tmp_path_factory: pytest.TempPathFactory
+    postgres: Postgres, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """The command of README.md, but for the address and two reports, against a server of its own.
 
@@ -139,9 +139,9 @@ class Witness:
 
     def note_response(self, response: httpx.Response) -> None:
         response.read()
-        self.note(Answer.of(response))
+        self.note(AnsweredRequest.of(response))
 
-    def note(self, answer: Answer) -> None:
+    def note(self, answer: AnsweredRequest) -> None:
         assert answer.faults() == []
         self.facts |= set(answer.facts())
 
@@ -152,7 +152,7 @@ class Witness:
             response = http.client.HTTPResponse(connection)
             response.begin()
             headers = {name.lower(): value for name, value in response.getheaders()}
-            self.note(Answer("", "", response.status, headers, response.read()))
+            self.note(AnsweredRequest("", "", response.status, headers, response.read()))
 
 
 def of_unknown_key() -> dict[str, str]:

@@ -43,9 +43,9 @@ from todo_tests.support import (
     ROOT,
     SECRET,
     WORKERS,
-    Database,
     NewPostgres,
     OwnPostgres,
+    Postgres,
     Serve,
     Server,
     eventually,
@@ -643,7 +643,7 @@ TOKENS: dict[str, tuple[Callable[[], str], int, str]] = {
 def checks(
     tmp_path_factory: pytest.TempPathFactory,
     environment: Mapping[str, str],
-    postgres: Database,
+    postgres: Postgres,
     keys: str,
 ) -> Iterator[Mapping[str, Future[Check]]]:
     """All these, two at a time, from the start; what becomes of them."""
@@ -672,7 +672,7 @@ def checks(
 
 
 def test_check_finds_all_well(
-    tmp_path: Path, environment: Mapping[str, str], postgres: Database
+    tmp_path: Path, environment: Mapping[str, str], postgres: Postgres
 ) -> None:
     code, lines = check(tmp_path, environment)
     assert code == 0
@@ -724,7 +724,7 @@ def test_check_tries_the_table(checks: Mapping[str, Future[Check]], case: str) -
 
 
 def test_check_tries_the_table_as_the_user_of_the_token(
-    tmp_path: Path, environment: Mapping[str, str], postgres: Database, fresh_database: str
+    tmp_path: Path, environment: Mapping[str, str], postgres: Postgres, fresh_database: str
 ) -> None:
     """Where only users who exist may have tasks."""
     postgres.execute(USERS, database_url=fresh_database)
@@ -740,7 +740,7 @@ def test_check_tries_the_table_as_the_user_of_the_token(
 def test_the_line_that_check_prints_mends_it(
     tmp_path: Path,
     environment: Mapping[str, str],
-    postgres: Database,
+    postgres: Postgres,
     fresh_database: str,
     case: str,
 ) -> None:
@@ -762,7 +762,7 @@ def test_check_names_an_encoding_that_cannot_hold_every_title(
 
 
 def test_check_accepts_more_than_is_needed(
-    tmp_path: Path, environment: Mapping[str, str], postgres: Database, fresh_database: str
+    tmp_path: Path, environment: Mapping[str, str], postgres: Postgres, fresh_database: str
 ) -> None:
     """Columns with a default and wider indexes harm nobody."""
     postgres.execute(
@@ -826,7 +826,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize(("damage", "said"), FOREIGN.values(), ids=FOREIGN)
 def test_check_tries_what_a_role_may_do(
-    tmp_path: Path, environment: Mapping[str, str], postgres: Database, damage: str, said: str
+    tmp_path: Path, environment: Mapping[str, str], postgres: Postgres, damage: str, said: str
 ) -> None:
     """And keeps nothing of it."""
     with postgres.new_database(schema=True) as url, psycopg.connect(url) as owner:

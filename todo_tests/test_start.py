@@ -15,8 +15,8 @@ import todo
 from todo_tests.support import (
     ALL_FILES,
     SCHEMA,
-    Database,
     OwnPostgres,
+    Postgres,
     Relay,
     Serve,
     Server,
@@ -181,7 +181,7 @@ def lines_of(faults: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("case", OLDER)
 def test_an_older_table_is_mended_by_the_lines_that_the_start_prints(
-    serve: Serve, postgres: Database, empty_database: str, case: str
+    serve: Serve, postgres: Postgres, empty_database: str, case: str
 ) -> None:
     """All at once; and init-db leaves the table as it is."""
     postgres.execute(f"set timezone = 'Asia/Tokyo'; {OLDER[case]}", database_url=empty_database)
@@ -226,7 +226,7 @@ SERVING = {
 
 @pytest.mark.parametrize("table", SERVING.values(), ids=SERVING)
 def test_a_table_that_serves_is_taken_as_it_is(
-    postgres: Database, empty_database: str, table: str
+    postgres: Postgres, empty_database: str, table: str
 ) -> None:
     """And the indexes that `check` proposes can be made."""
     postgres.execute(table, database_url=empty_database)
@@ -240,7 +240,7 @@ def test_a_table_that_serves_is_taken_as_it_is(
         assert connection.execute("select count(*) from tasks").fetchone() == (0,)
 
 
-def test_all_faults_of_a_table_are_said_at_once(postgres: Database, fresh_database: str) -> None:
+def test_all_faults_of_a_table_are_said_at_once(postgres: Postgres, fresh_database: str) -> None:
     postgres.execute(
         "alter table tasks alter created_at type timestamp, drop description, drop completed,"
         " alter title drop not null, alter id drop identity",
@@ -265,7 +265,7 @@ def test_all_faults_of_a_table_are_said_at_once(postgres: Database, fresh_databa
 
 
 def test_what_a_start_knows_of_the_table_is_what_the_code_has(
-    postgres: Database, empty_database: str
+    postgres: Postgres, empty_database: str
 ) -> None:
     """The lines for a table without columns make that of schema.sql, but for its constraints."""
     with psycopg.connect(empty_database, autocommit=True) as connection:

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import pytest
 
-from todo_tests.support import ROOT, Database, Server, new_user, path_of, servers, token
+from todo_tests.support import ROOT, Postgres, Server, new_user, path_of, servers, token
 
 pytestmark = pytest.mark.slow
 
@@ -303,7 +303,7 @@ def difference(before: Outcome, now: Outcome, stream: Stream) -> str:
 
 
 @pytest.fixture(scope="module")
-def ports(postgres: Database) -> Iterator[tuple[int, int]]:
+def ports(postgres: Postgres) -> Iterator[tuple[int, int]]:
     """The ports of the server before and of that of this tree."""
     files = {}
     for name in ("todo.py", "schema.sql"):
