@@ -53,7 +53,8 @@ if __name__ == "__main__":
     def _during_imports(kind: Any, exc: Any, trace: Any) -> None:
         """Ctrl-C leaves no traceback, and a missing package says what to type."""
         if kind is ModuleNotFoundError:
-            sys.stderr.write(f"{exc}. With its packages: .venv/bin/python todo.py\n")
+            install = "python3 -m venv .venv && .venv/bin/pip install -r .requirements-dev-run.txt"
+            sys.stderr.write(f"{exc}. Once: {install}\nThen: .venv/bin/python todo.py ...\n")
         elif kind is not KeyboardInterrupt:
             sys.__excepthook__(kind, exc, trace)
 
@@ -64,6 +65,7 @@ import asyncio
 import base64
 import ctypes
 import difflib
+import errno
 import fcntl
 import gc
 import hashlib
@@ -822,7 +824,7 @@ def _bare(text: str) -> str:
     if text != text.strip():
         raise Mistake("it has white space or a line end at one of its ends")
     if text[:1] == text[-1:] and text[:1] in {"'", '"'}:
-        raise Mistake("it has quotes around it, which docker's --env-file keeps")
+        raise Mistake("it has quotes around it: remove them (docker's --env-file keeps them)")
     return text
 
 
@@ -909,7 +911,7 @@ class TokenSettings(BaseSettings):
             lines = {fault["loc"][0]: cls._line_of(fault) for fault in exc.errors()}
             advice = (
                 "Set them in the environment or in .env (.env.example explains each variable).\n"
-                "To try the service with nothing to set: python todo.py dev"
+                "To try the service with nothing to set: .venv/bin/python todo.py dev"
             )
             raise StartupError(
                 "These settings are missing or not valid:\n"
@@ -2634,12 +2636,13 @@ def listen(settings: Settings) -> list[socket.socket]:
         address = (host, port)
         return [socket.create_server(address, family=family, backlog=2048, dualstack_ipv6=both)]
     except (OSError, TypeError, UnicodeError) as exc:
-        beside = port + (1 if port < PORT_MAX else -1)
+        hint = "HOST must be an address of this machine: 127.0.0.1, or 0.0.0.0 for all of them."
+        if getattr(exc, "errno", None) == errno.EADDRINUSE:
+            beside = port + (1 if port < PORT_MAX else -1)
+            hint = f"Another process has it. To take the one beside it: PORT={beside}"
         raise StartupError(
             f"todo.py cannot start: it cannot listen on HOST {host}, "
-            f"PORT {port} ({getattr(exc, 'strerror', None) or exc})\n"
-            "HOST must be an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all of "
-            f"them; PORT must be above 1023, and no other process may have it: PORT={beside}"
+            f"PORT {port} ({getattr(exc, 'strerror', None) or exc})\n{hint}"
         ) from None
 
 
@@ -2776,7 +2779,8 @@ def check_keys(settings: Settings, url: str) -> Iterator[Finding]:
 
 def check_settings(settings: Settings) -> Iterator[Finding]:
     """Findings on the variables."""
-    yield OK, "settings", ", ".join(sorted(settings.model_fields_set)).upper()
+    names = ", ".join(sorted(settings.model_fields_set)).upper()
+    yield OK, "settings", names or "those of `todo.py dev`"
     ours = {name.upper() for name in Settings.model_fields}
     dotenv = Path(".env").read_text() if Path(".env").is_file() else ""
     in_dotenv = re.findall(r"^\s*(?:export\s+)?(\w+)\s*=", dotenv, re.MULTILINE)
@@ -2945,13 +2949,13 @@ To paste into another terminal, with a token for the user "demo" that is valid f
   TODO={url}/api/demo/tasks
   AUTH='Authorization: Bearer {token}'
   JSON='Content-Type: application/json'
-  curl -s $TODO -H "$AUTH" -H "$JSON" -d '{{"title": "Buy groceries", "description": "Milk"}}'; echo
-  curl -s $TODO -H "$AUTH"; echo
-  TASK=$TODO/$(curl -s $TODO -H "$AUTH" | grep -o '"id":[0-9]*' | head -n 1 | cut -d : -f 2)
-  curl -s $TASK -H "$AUTH"; echo
-  curl -s $TASK -H "$AUTH" -H "$JSON" -X PUT -d '{{"title": "Buy groceries and coffee"}}'; echo
-  curl -s $TASK/complete -H "$AUTH" -X PATCH; echo
-  curl -s $TASK -H "$AUTH" -X DELETE -i"""
+  curl -sS $TODO -H "$AUTH" -H "$JSON" -d '{{"title": "Buy groceries", "description":"Milk"}}'; echo
+  curl -sS $TODO -H "$AUTH"; echo
+  TASK=$TODO/$(curl -sS $TODO -H "$AUTH" | grep -o '"id":[0-9]*' | head -n 1 | cut -d : -f 2)
+  curl -sS $TASK -H "$AUTH"; echo
+  curl -sS $TASK -H "$AUTH" -H "$JSON" -X PUT -d '{{"title": "Buy groceries and coffee"}}'; echo
+  curl -sS $TASK/complete -H "$AUTH" -X PATCH; echo
+  curl -sS $TASK -H "$AUTH" -X DELETE -i"""
 
 
 def dev_settings() -> Settings:
@@ -2971,7 +2975,7 @@ def dev() -> None:
             stack.callback(DEV_URL.unlink, missing_ok=True)
             settings = dev_settings()
             listeners = listen(settings)
-            database = "NEON_DB_URL"
+            database = "NEON_DB_URL"  # of the environment, and not on one of its own
             if not os.environ.get(database):
                 database = "a PostgreSQL of its own, with its data in .todo-dev/"
                 stack.enter_context(embedded_postgres(DEV.resolve() / "postgres", sockets))
@@ -3012,7 +3016,8 @@ def main() -> None:
     commands.add_parser("check", help="examine settings, database, JWKS, a token on standard input")
     token = commands.add_parser("token", help="print a token under BETTER_AUTH_SECRET")
     token.add_argument("user_id", metavar="USER_ID")
-    token.add_argument("--ttl", metavar="SECONDS", type=int, default=3600)
+    lifetime = f"for how long; {LEEWAY:.0f} s later it is expired (default: %(default)s)"
+    token.add_argument("--ttl", metavar="SECONDS", type=int, default=3600, help=lifetime)
     arguments = parser.parse_args()
     match arguments.command:
         case "dev":

@@ -282,7 +282,8 @@ def first_command(folder: Path) -> None:
             typed = commands("openapi-typescript").replace("http://127.0.0.1:8000", url)
             run_as_written(typed, folder, HOME=str(folder))
             assert "listTasks" in (folder / "todo-api.d.ts").read_text()
-    [of_vite] = re.findall(r"`(ALLOWED_ORIGINS=\S+ .venv/bin/python todo.py dev)`", README)
+    with_origin = r"`(BETTER_AUTH_URL=\S+ ALLOWED_ORIGINS=\S+ .venv/bin/python todo.py dev)`"
+    [of_vite] = re.findall(with_origin, README)
     with started(of_vite, folder, "curl") as url:
         origin = {"Origin": "http://localhost:5173"}
         answer = get(f"{url}/healthz", headers=origin)
