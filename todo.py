@@ -910,7 +910,7 @@ class TokenSettings(BaseSettings):
             # One line per variable, even if several of its items are wrong.
             lines = {fault["loc"][0]: cls._line_of(fault) for fault in exc.errors()}
             advice = (
-                "Set them in the environment or in .env (.env.example explains each variable).\n"
+                f"Set them in the environment or in {Path.cwd() / '.env'} (see .env.example).\n"
                 "To try the service with nothing to set: .venv/bin/python todo.py dev"
             )
             raise StartupError(
@@ -2795,7 +2795,7 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
     if remote and local.issuperset(urlsplit(each).hostname for each in settings.allowed_origins):
         why = "set ALLOWED_ORIGINS to the origin of your frontend"
         yield NOTE, "origins", f"only pages of this machine may call ({origins}): {why}"
-    else:
+    elif names:  # `dev` has its own
         yield OK, "origins", f"pages of {origins} may call"
 
 
