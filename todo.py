@@ -1368,7 +1368,12 @@ class PipelinedConnection(psycopg.AsyncConnection[Any]):
             self._flush()
         except psycopg.Error as exc:
             self.lose(str(exc))
-        await self.batch_ended
+        try:
+            await self.batch_ended
+        except asyncio.CancelledError:  # by a second Ctrl-C, which waits for nothing
+            self.lose("the service stops")
+            self.pgconn.finish()
+            raise
         if self.cancelling:  # it must not hit the next batch
             await self.cancelling
             self.cancelling = None
@@ -1456,7 +1461,7 @@ class PipelinedConnection(psycopg.AsyncConnection[Any]):
             self.loop.remove_reader(self.descriptor)  # before the descriptor is somebody else's
             self.loop.remove_writer(self.descriptor)
         batch, self.batch = self.batch, ()
-        if batch:
+        if batch and not self.batch_ended.done():
             self.batch_ended.set_result(None)
         # With AdminShutdown in place of rows the server says that it rolled back. Poolers have
         # other codes for servers that they lost.
