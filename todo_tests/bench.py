@@ -9,13 +9,16 @@ that it must hold. Everything runs on this one machine, so only ratios of one ru
     fastify  a JavaScript team's best: Fastify and postgres.js (yardstick_fastify/), in .bench/
     spec     the specification's own stack (yardstick_spec.py), in a virtual environment of .bench/
 
-One process, 32 connections, 2 cores, 2026-11-25 (CPU of the service and of PostgreSQL):
+One process, 32 connections, 2 cores, 2026-11-29, by Unix socket, medians of seven rounds (CPU of the
+service and of PostgreSQL; over TCP the ratios to fastify are 2.3, 2.7, 1.0, 1.4, 1.1, 2.0, 1.4):
 
-    list of 20     15,706/s     58 +    37 us    21 times spec    2.2 times fastify    p99 2.2 p50
-    list of 1,000     997/s    416 + 1,429       23               3.0                      1.7
-    get            18,966/s     52 +    11       22               1.4                      1.6
-    create         13,409/s     74 +    34       22               1.3                      2.2
-    toggle         11,215/s     70 +    70       21               1.2                      2.5
+    list of 20      9,025/s     91 +    66 us    23 times spec    2.1 times fastify
+    list of 1,000     573/s    743 + 2,491       23               3.0
+    get            12,167/s     79 +    19       29               1.2
+    create          7,392/s    122 +    50       24               1.5
+    toggle          5,302/s    145 +   149       19               1.0
+    one user's list 8,625/s     94 +    72       27               2.5
+    one user's get 11,142/s     86 +    21       25               1.1
 """
 
 import argparse
