@@ -9,8 +9,8 @@ that it must hold. Everything runs on this one machine, so only ratios of one ru
     fastify  a JavaScript team's best: Fastify and postgres.js (yardstick_fastify/), in .bench/
     spec     the specification's own stack (yardstick_spec.py), in a virtual environment of .bench/
 
-One process, 32 connections, 2 cores, 2026-11-29, by Unix socket, medians of seven rounds (CPU of the
-service and of PostgreSQL; over TCP the ratios to fastify are 2.3, 2.7, 1.0, 1.4, 1.1, 2.0, 1.4):
+One process, 32 connections, 2 cores, 2026-11-29, by Unix socket, medians of seven rounds (CPU of
+the service and of PostgreSQL; over TCP 2.3, 2.7, 1.0, 1.4, 1.1, 2.0 and 1.4 times fastify):
 
     list of 20      9,025/s     91 +    66 us    23 times spec    2.1 times fastify
     list of 1,000     573/s    743 + 2,491       23               3.0
