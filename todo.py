@@ -2472,6 +2472,13 @@ def _said(exc: psycopg.Error) -> str:
     return " ".join((exc.diag.message_primary or str(exc)).split())
 
 
+def use_roots_of_the_system() -> None:
+    """Name the certificates of the system to libpq: psycopg's wheel looks where nobody has them."""
+    roots = ssl.get_default_verify_paths()
+    os.environ.setdefault(roots.openssl_cafile_env, roots.openssl_cafile)
+    os.environ.setdefault(roots.openssl_capath_env, roots.openssl_capath)
+
+
 def with_database(
     settings: Settings, use: Callable[[Client], None], grace: float, patience: float
 ) -> None:
@@ -2480,10 +2487,8 @@ def with_database(
     After `grace` seconds it hangs up on the database. Raises StartupError.
     """
     options = {**connection_options(settings), "prepare_threshold": None}
-    if options.get("sslrootcert") == "system":  # psycopg's wheel looks where no system has them
-        roots = ssl.get_default_verify_paths()
-        os.environ.setdefault(roots.openssl_cafile_env, roots.openssl_cafile)
-        os.environ.setdefault(roots.openssl_capath_env, roots.openssl_capath)
+    if options.get("sslrootcert") == "system":
+        use_roots_of_the_system()
     deadline = time.monotonic() + patience
     for attempt in itertools.count():
         try:

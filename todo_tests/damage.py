@@ -590,22 +590,18 @@ async def ended(process: subprocess.Popen[bytes], *, within: float) -> tuple[int
 
 
 @contextmanager
-def jwks(status: int = 200) -> Iterator[str]:
-    """The base URL of a server whose JWKS holds one EdDSA key."""
-    key = {
-        "kty": "OKP",
-        "crv": "Ed25519",
-        "alg": "EdDSA",
-        "kid": "a-key",
-        "x": base64.urlsafe_b64encode(bytes(range(32))).decode().rstrip("="),
-    }
+def answering(
+    status: int = 200, body: object = "", *, path: str = "", seconds: float = 0.0, **headers: str
+) -> Iterator[str]:
+    """The URL of a server that gives this answer, at one path or all, after so many seconds."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            content = json.dumps({"keys": [key]}).encode()
-            self.send_response(status if self.path == "/api/auth/jwks" else 404)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
+            time.sleep(seconds)
+            content = json.dumps(body).encode()
+            self.send_response_only(status if path in ("", self.path) else 404)
+            for name, value in {"Content-Length": str(len(content)), **headers}.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(content)
 
@@ -618,3 +614,18 @@ def jwks(status: int = 200) -> Iterator[str]:
             yield f"http://127.0.0.1:{server.server_address[1]}"
         finally:
             server.shutdown()
+
+
+@contextmanager
+def jwks(status: int = 200) -> Iterator[str]:
+    """The base URL of a server whose JWKS holds one EdDSA key."""
+    key = {
+        "kty": "OKP",
+        "crv": "Ed25519",
+        "alg": "EdDSA",
+        "kid": "a-key",
+        "x": base64.urlsafe_b64encode(bytes(range(32))).decode().rstrip("="),
+    }
+
+    with answering(status, {"keys": [key]}, path="/api/auth/jwks") as url:
+        yield url

@@ -1,19 +1,15 @@
 """What `check` and the other commands say of settings, keys, clocks and sockets."""
 
-import json
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
 import todo
+from todo_tests.damage import answering
 from todo_tests.support import (
     NO_SETTINGS,
     SECRET,
@@ -29,33 +25,6 @@ MakeSettings = Callable[..., todo.Settings]
 
 
 # Better Auth
-
-
-@contextmanager
-def answering(
-    status: int = 200, body: object = "", *, seconds: float = 0.0, **headers: str
-) -> Iterator[str]:
-    """The URL of a server that gives this answer to everybody, after so many seconds."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            time.sleep(seconds)
-            content = json.dumps(body).encode()
-            self.send_response_only(status)
-            for name, value in {"Content-Length": str(len(content)), **headers}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
 
 
 def key(**members: object) -> dict[str, object]:
