@@ -1785,12 +1785,18 @@ class JWKSResponse:
         self.complete = True
 
 
+@cache
+def _tls() -> ssl.SSLContext:
+    """The certificates of the system, read once: the event loop stands still meanwhile."""
+    return ssl.create_default_context()
+
+
 async def _get(url: str) -> bytes:
     """Body of a GET. No redirect is followed. Raises JWKSError, OSError or httptools' errors."""
     parts = urlsplit(str(HttpUrl(url)))  # encoded as a browser does
-    tls = parts.scheme == "https"
+    tls = _tls() if parts.scheme == "https" else None
     port = parts.port or (443 if tls else 80)
-    reader, writer = await asyncio.open_connection(parts.hostname, port, ssl=tls or None)
+    reader, writer = await asyncio.open_connection(parts.hostname, port, ssl=tls)
     try:
         target = parts.path + (f"?{parts.query}" if parts.query else "")
         # Firewalls refuse requests without a User-Agent.
