@@ -3,6 +3,7 @@
 # requires-python = ">=3.11"
 # dependencies = [
 #     "httptools==0.9.0",
+#     "httpx==0.28.1",
 #     "psycopg[binary,pool]==3.3.9",
 #     "pydantic==2.14.3",
 #     "pydantic-settings==2.16.3",
@@ -104,10 +105,11 @@ from functools import cache, lru_cache, partial
 from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self, cast
+from typing import Annotated, Any, ClassVar, NamedTuple, Self, cast
 from urllib.parse import quote, unquote, urlsplit
 
 import httptools
+import httpx
 import jwt
 import psycopg
 import sqlalchemy as sa
@@ -834,6 +836,8 @@ def _postgres_url(url: str) -> str:
         raise Mistake("it is only what stands between the quotes of a psql command")
     if not re.match(r"postgres(ql)?://.", url):
         raise ValueError
+    if "//user:password@host" in url:
+        raise Mistake("it is the example of .env.example: put in your own")
     try:
         parts = conninfo_to_dict(url)
     except psycopg.Error as exc:
@@ -915,7 +919,7 @@ class TokenSettings(BaseSettings):
             )
             raise StartupError(
                 "These settings are missing or not valid:\n"
-                + "".join(lines.values())
+                + "".join([*lines.values(), *(f"  {line}\n" for line in misspelt_variables())])
                 + (advice if env_file else "They come from the environment; .env is not read.")
             ) from None
 
@@ -951,9 +955,11 @@ class Settings(TokenSettings):
         ("http://localhost:3000", "http://127.0.0.1:3000"),
         description="origins between commas, each scheme://host[:port], never * or null",
     )
-    log_level: Annotated[
-        Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(str.upper)
-    ] = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+    log_level: Annotated[str, AfterValidator(str.upper)] = Field(
+        "INFO",
+        pattern="^(?i:DEBUG|INFO|WARNING|ERROR)$",
+        description="DEBUG, INFO, WARNING or ERROR",
+    )
     host: str = Field("127.0.0.1", description="the address to listen on, such as 0.0.0.0")
     port: int = Field(8000, ge=1, le=PORT_MAX, description=f"a port number from 1 to {PORT_MAX}")
     workers: int = Field(1, ge=1, le=100, description="the number of processes, 1 to 100")
@@ -964,6 +970,17 @@ class Settings(TokenSettings):
     jwt_issuer: ClaimValues = Field(None, description="the iss that tokens must carry, or a list")
     jwt_audience: ClaimValues = Field(None, description="the aud that tokens must carry, or a list")
     jwks_url: Url | None = Field(None, description="the http(s) URL of Better Auth's JWKS")
+
+
+def misspelt_variables() -> Iterator[str]:
+    """What the environment or `.env` has that looks like a variable of ours, and is none."""
+    ours = {name.upper() for name in Settings.model_fields}
+    dotenv = Path(".env").read_text(errors="replace") if Path(".env").is_file() else ""
+    in_dotenv = re.findall(r"^\s*(?:export\s+)?(\w+)\s*=", dotenv, re.MULTILINE)
+    for name in sorted({*os.environ, *in_dotenv}):
+        alike = difflib.get_close_matches(name.upper(), ours, 1, cutoff=0.87)
+        if alike and alike[0] != name.upper():
+            yield f"{name} is no variable of this service: is it {alike[0]}?"
 
 
 # === App ==========================================================================================
@@ -1751,11 +1768,8 @@ JWKS_BURST = 3  # fetches without a pause
 JWKS_PAUSE = 1.0  # seconds between fetches beyond those
 RETRY_AFTER_MAX = 60.0  # seconds that Better Auth may ask for
 
-# What a fetch can end in: no connection, no HTTP, no JSON, JSON of another shape.
-JWKS_FAULTS = (
-    *(OSError, EOFError, httptools.HttpParserError),
-    *(ValueError, KeyError, TypeError, RecursionError),
-)
+# What a fetch can end in: no answer, no JSON, JSON of another shape.
+JWKS_FAULTS = (httpx.HTTPError, ValueError, KeyError, TypeError, RecursionError)
 Keys = dict[tuple[str, str], jwt.PyJWK]  # by `kid` and `alg`
 
 
@@ -1767,24 +1781,6 @@ class JWKSError(Exception):
         self.pause = pause
 
 
-class JWKSResponse:
-    """What httptools.HttpResponseParser calls back."""
-
-    def __init__(self) -> None:
-        self.headers: dict[bytes, bytes] = {}
-        self.body = b""
-        self.complete = False
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers[name.lower()] = value
-
-    def on_body(self, body: bytes) -> None:
-        self.body += body
-
-    def on_message_complete(self) -> None:
-        self.complete = True
-
-
 @cache
 def _tls() -> ssl.SSLContext:
     """The certificates of the system, read once: the event loop stands still meanwhile."""
@@ -1792,41 +1788,36 @@ def _tls() -> ssl.SSLContext:
 
 
 async def _get(url: str) -> bytes:
-    """Body of a GET. No redirect is followed. Raises JWKSError, OSError or httptools' errors."""
-    parts = urlsplit(str(HttpUrl(url)))  # encoded as a browser does
-    tls = _tls() if parts.scheme == "https" else None
-    port = parts.port or (443 if tls else 80)
-    reader, writer = await asyncio.open_connection(parts.hostname, port, ssl=tls)
-    try:
-        target = parts.path + (f"?{parts.query}" if parts.query else "")
-        # Firewalls refuse requests without a User-Agent.
-        headers = "Accept: application/json\r\nUser-Agent: todo-api\r\nConnection: close"
-        writer.write(f"GET {target} HTTP/1.1\r\nHost: {parts.netloc}\r\n{headers}\r\n\r\n".encode())
-        response = JWKSResponse()
-        parser = httptools.HttpResponseParser(response)
-        received = 0
-        while not response.complete and (data := await reader.read(JWKS_MAX)):
-            received += len(data)
-            if received > JWKS_MAX:
+    """Body of a GET, by no proxy and no redirect. Raises JWKSError and httpx.HTTPError."""
+    body = b""
+    # Firewalls refuse requests without a User-Agent. Compressed, a small body might be a huge one.
+    headers = {
+        "Accept": "application/json",
+        "Accept-Encoding": "identity",
+        "User-Agent": "todo-api",
+    }
+    options: dict[str, Any] = {"verify": _tls(), "timeout": None, "trust_env": False}
+    async with (
+        httpx.AsyncClient(headers=headers, **options) as client,
+        client.stream("GET", str(HttpUrl(url))) as response,  # encoded as a browser does
+    ):
+        if response.status_code != http.HTTPStatus.OK:
+            raise _refusal(response)
+        async for piece in response.aiter_raw():
+            body += piece
+            if len(body) > JWKS_MAX:
                 raise JWKSError(f"the answer has more than {JWKS_MAX} bytes")
-            parser.feed_data(data)
-    finally:
-        writer.transport.abort()
-    if not received:
-        raise EOFError("the connection was closed without an answer")
-    if parser.get_status_code() != http.HTTPStatus.OK:
-        raise _refusal(parser.get_status_code(), response.headers)
-    return response.body
+    return body
 
 
-def _refusal(status: int, headers: Mapping[bytes, bytes]) -> JWKSError:
-    reason = f"status {status}"
-    if location := headers.get(b"location", b"").partition(b"?")[0].decode("latin-1"):
+def _refusal(response: httpx.Response) -> JWKSError:
+    reason = f"status {response.status_code}"
+    if location := response.headers.get("location", "").partition("?")[0]:
         reason += f", a redirect to {location[:200]!a}: set JWKS_URL to where the keys are"
     pause = 0.0
-    if status == http.HTTPStatus.TOO_MANY_REQUESTS:  # Better Auth writes X-
-        given = headers.get(b"retry-after") or headers.get(b"x-retry-after", b"")
-        pause = min(float(given), RETRY_AFTER_MAX) if given.isdigit() else 0.0
+    if response.status_code == http.HTTPStatus.TOO_MANY_REQUESTS:  # Better Auth writes X-
+        given = response.headers.get("retry-after") or response.headers.get("x-retry-after", "")
+        pause = min(float(given), RETRY_AFTER_MAX) if given.isdecimal() else 0.0
     return JWKSError(reason, pause)
 
 
@@ -2344,7 +2335,8 @@ class LogHandler(logging.Handler):
 
     def format(self, record: logging.LogRecord) -> str:
         """One record a line, whatever a hostile caller puts into it; tracebacks are indented."""
-        lines = [f"{log_time(record.created)} {record.levelname} {record.getMessage()}"]
+        message = " ".join(record.getMessage().split())  # libpq's have several lines
+        lines = [f"{log_time(record.created)} {record.levelname} {message}"]
         if record.exc_info:
             trace = logging.Formatter().formatException(record.exc_info)
             lines += [f"    | {line}" for line in trace.split("\n")]
@@ -2415,9 +2407,12 @@ ANSWER_GRACE = 12.0  # seconds until a command hangs up on a silent database; pa
 INDEX_GRACE = 3600.0  # the same for init-db: an index of a large table takes its time
 # A plain SET would stay in a pooler's connection, for whoever gets it next.
 LOCK_LIMIT = b"select set_config('lock_timeout', '10s', true);"
+# What waiting does not mend. In another language the database is waited for, and then named.
+LOGIN_REFUSED = r'password authentication failed|no password supplied|" does not exist'
 WAITING = "waiting for the database, or for a lock on the table tasks"
 DEV = Path(".todo-dev")  # where `dev` keeps all that is its own
 DEV_URL = DEV / "neon_db_url"  # of its PostgreSQL, while that runs
+DEV_RUNS = DEV / "running"  # which process has locked the folder, and where it serves
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # What the catalogue says of the table: a row for each column.
@@ -2431,6 +2426,13 @@ order by attnum"""
 FACTS = b"""
 select class.oid is not null as is_there, quote_ident(current_user) as role,
     pg_get_userbyid(coalesce(relowner, datdba)) as owner,
+    class.relnamespace::regnamespace || '.tasks' as name,
+    array(select format(case when has_schema_privilege(schema.oid, 'usage')
+        then 'alter role %2$I set search_path = %1$I, public;'
+        else 'grant usage on schema %1$I to %2$I;' end, nspname, current_user)
+        from pg_class other join pg_namespace schema on schema.oid = other.relnamespace
+        where other.relname = 'tasks' and other.relkind in ('r', 'p')
+            and class.oid is null) as hidden,
     coalesce(pg_get_serial_sequence(class.oid::regclass::text, attname),
         substring(pg_get_expr(adbin, adrelid) from '''(.+)''')) as sequence,
     exists(select from pg_policy where polrelid = class.oid) as policies,
@@ -2452,6 +2454,7 @@ FILLED_IN = {
     "created_at": "set default current_timestamp",
     "updated_at": "set default current_timestamp",
 }
+NOT_KNOWN = "'n/a'"  # for rows that lack a title or an owner: no user's id has a slash
 NEWEST = compile_statement(sa.select(sa.func.max(tasks.c.id)), Kind.READ)
 
 Client = psycopg.Connection[Any]
@@ -2518,41 +2521,47 @@ def with_database(
             reason = _said(exc)
         except psycopg.Error as exc:
             raise StartupError(f"todo.py cannot go on: {_said(exc)}") from None
-        if time.monotonic() >= deadline:
+        refused = re.search(LOGIN_REFUSED, reason)
+        if refused or time.monotonic() >= deadline:
+            what = "refuses the login" if refused else "cannot be reached"
+            login = "Are its user, its password and the name of the database right?"
             raise StartupError(
-                f"todo.py cannot start: the database of NEON_DB_URL cannot be reached ({reason})\n"
-                "Is it running, and is the URL right?"
+                f"todo.py cannot start: the database of NEON_DB_URL {what} ({reason})\n"
+                + (login if refused else "Is it running, and is the URL right?")
             )
         if attempt == 0:
             log.warning("waiting up to %.0f s for the database: %s", patience, reason)
         time.sleep(RECONNECT_PAUSE)
 
 
-def column_faults(ours: sa.Column[Any], there: Any) -> Iterator[tuple[str, str]]:
-    """Known faults of a column, each with the clause of `alter table` that ends it.
+def column_faults(ours: sa.Column[Any], there: Any, table: str) -> Iterator[tuple[str, str]]:
+    """Known faults of a column, each with the line that ends it.
 
     Two of them raise no error: a time without its zone, and a null where none may be.
     """
     name, fill = ours.name, FILLED_IN.get(ours.name)
     kind = ours.type.compile(DIALECT).lower().replace("timestamp with time zone", "timestamptz")
+    alter = f"alter table {table} alter {name}"
     if there is None:
         rule = " primary key" if ours.primary_key else "" if ours.nullable else " not null"
-        made = f" {fill.partition(' ')[2]}" if fill else ""
-        yield "is missing", f"add {name} {kind}{made}{rule}"
+        made = f" {fill.partition(' ')[2]}" if fill else rule and f" default {NOT_KNOWN}"
+        then = f" {alter} drop default;" if made and not fill else ""
+        yield "is missing", f"alter table {table} add {name} {kind}{made}{rule};{then}"
         return
     category = {"bigint": "N", "boolean": "B", "timestamptz": "D"}.get(kind, "S")
     local = category == "D" and there.type != "timestamp with time zone"
     if there.category != category or local:
         known = {("D", "D"): f"{name} at time zone 'UTC'", ("N", "B"): f"{name} <> 0"}
         using = known.get((there.category, category), f"{name}::{kind}")
-        cure = f"alter {name} drop default, alter {name} type {kind} using {using}"
-        yield f"is {there.type}", f"{cure}, alter {name} {fill}" if fill else cure
+        cure = f"{alter} drop default, alter {name} type {kind} using {using}"
+        yield f"is {there.type}", f"{cure}, alter {name} {fill};" if fill else f"{cure};"
     elif fill and not there.made:
-        yield "is not filled in by the database", f"alter {name} {fill}"
+        yield "is not filled in by the database", f"{alter} {fill};"
     if not (there.not_null or ours.nullable):
-        update = f"update tasks set {name} = default where {name} is null"  # noqa: S608 our own
-        first = f"alter {name} {fill}; {update}; alter table tasks " if fill else ""
-        yield "may be null", f"{first}alter {name} set not null"
+        first = f"{alter} {fill}; " if fill else ""
+        value = "default" if fill else NOT_KNOWN
+        update = f"update {table} set {name} = {value} where {name} is null"  # noqa: S608 our own
+        yield "may be null", f"{first}{update}; {alter} set not null;"
 
 
 def examine_table(connection: Client) -> tuple[Any, list[str]]:
@@ -2579,18 +2588,20 @@ def examine_table(connection: Client) -> tuple[Any, list[str]]:
     table: Any = facts.fetchone()
     there: dict[str, Any] = {row[0]: row for row in columns}
     if not table.is_there:
+        faults += [f"the role does not see the table that is there: {way}" for way in table.hidden]
         return table, [*faults, "to make the table: python todo.py init-db"]
     for ours in tasks.columns:
-        for fault, cure in column_faults(ours, there.pop(ours.name, None)):
-            faults.append(f"column {ours.name} {fault}: alter table tasks {cure};")
+        for fault, cure in column_faults(ours, there.pop(ours.name, None), table.name):
+            faults.append(f"column {ours.name} {fault}: {cure}")
     faults += [
-        f"column {name} must be given: alter table tasks alter {name} drop not null;"
+        f"column {name} must be given: alter table {table.name} alter {name} drop not null;"
         for name, column in there.items()
         if column.not_null and not column.made
     ]
     if faults and table.refused:
         refused = ", ".join(table.refused)
-        faults.append(f"the role may not {refused}: grant {refused} on tasks to {table.role};")
+        grant = f"grant {refused} on {table.name} to {table.role};"
+        faults.append(f"the role may not {refused}: {grant}")
     return table, faults
 
 
@@ -2599,7 +2610,7 @@ def missing_indexes(table: Any) -> list[str]:
     how = "" if table.partitioned else "concurrently "
     needed = [(str(index.name), ", ".join(index.columns.keys())) for index in tasks.indexes]
     return [
-        f"create index {how}{name} on tasks ({columns});"
+        f"create index {how}{name} on {table.name} ({columns});"
         for name, columns in [("tasks_id_idx", "id"), *sorted(needed)]
         if not any(re.search(rf" \({columns}[,)]", index) for index in table.indexes)
     ]
@@ -2686,6 +2697,8 @@ def serve(settings: Settings, listeners: list[socket.socket]) -> None:
         server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_GRACE,
     )
+    for line in misspelt_variables():
+        log.warning("%s", line)
     for listener in listeners:
         log.info("listening on %s", url_of(listener))
     if settings.workers > 1:
@@ -2744,7 +2757,7 @@ def check_table(connection: Client, user: str | None) -> Iterator[Finding]:
     except StartupError as exc:
         yield FAIL, "trial", str(exc)
     except errors.UniqueViolation as exc:
-        cure = f"select setval('{table.sequence}', (select max(id) from tasks));"  # noqa: S608
+        cure = f"select setval('{table.sequence}', (select max(id) from {table.name}));"  # noqa: S608
         yield FAIL, "trial", f"ids are ahead of their sequence ({_said(exc)}): {cure}"
     except psycopg.OperationalError:
         raise
@@ -2777,18 +2790,19 @@ def check_database(connection: Client, user: str | None) -> Iterator[Finding]:
 def check_keys(settings: Settings, url: str) -> Iterator[Finding]:
     """Findings on Better Auth's JWKS."""
     place = url.partition("?")[0]  # a query may hold a key of the operator's
-    # `dev` proposes a Better Auth that need not be there.
-    fault = FAIL if "better_auth_url" in settings.model_fields_set else NOTE
     try:
         keys, unusable = asyncio.run(fetch_jwks(url))
     except JWKSError as exc:
+        if "better_auth_url" not in settings.model_fields_set:  # the one that `dev` proposes
+            yield NOTE, "JWKS", f"no Better Auth at {place}: fine until your frontend uses one"
+            return
         base = settings.better_auth_url.rstrip("/")
         where = f"{origin_of(base)}/api/auth/jwks, or {base}/jwks if that URL has a path"
         advice = f"BETTER_AUTH_URL must be reachable from here; its keys are at {where}"
-        yield fault, "JWKS", f"{place}: {exc}. {advice}. JWKS_URL names another place."
+        yield FAIL, "JWKS", f"{place}: {exc}. {advice}. JWKS_URL names another place."
         return
     algorithms = ", ".join(sorted({algorithm for _, algorithm in keys}))
-    yield OK if keys else fault, "JWKS", f"{len(keys)} usable keys {algorithms} at {place}"
+    yield OK if keys else FAIL, "JWKS", f"{len(keys)} usable keys {algorithms} at {place}"
     for reason in unusable:
         yield NOTE, "JWKS", f"{reason}; needed are a kid and an alg of {', '.join(ASYMMETRIC)}"
 
@@ -2797,13 +2811,7 @@ def check_settings(settings: Settings) -> Iterator[Finding]:
     """Findings on the variables."""
     names = ", ".join(sorted(settings.model_fields_set)).upper()
     yield OK, "settings", names or "those of `todo.py dev`"
-    ours = {name.upper() for name in Settings.model_fields}
-    dotenv = Path(".env").read_text() if Path(".env").is_file() else ""
-    in_dotenv = re.findall(r"^\s*(?:export\s+)?(\w+)\s*=", dotenv, re.MULTILINE)
-    for name in sorted({*os.environ, *in_dotenv}):
-        alike = difflib.get_close_matches(name.upper(), ours, 1, cutoff=0.87)
-        if alike and alike[0] != name.upper():
-            yield NOTE, "settings", f"{name} is no variable of this service: is it {alike[0]}?"
+    yield from ((NOTE, "settings", line) for line in misspelt_variables())
     local = {"localhost", "127.0.0.1", "::1"}
     origins = ", ".join(settings.allowed_origins)
     database = str(connection_options(settings).get("host", "localhost"))
@@ -2942,8 +2950,10 @@ def prepare_dev_folder(sockets: str) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise StartupError(
-            f"another `todo.py dev` runs in {Path.cwd()}: use that one, or stop it first"
+            f"another `todo.py dev` runs in {Path.cwd()} ({DEV_RUNS.read_text()}): "
+            "use that one, or stop it first"
         ) from None
+    DEV_RUNS.write_text(f"process {os.getpid()}")
     host = quote(sockets, safe="")
     DEV_URL.write_text(f"postgresql://postgres@/postgres?port=5432&host={host}")
     kept = {"secret": secrets.token_urlsafe(32), "url": "http://localhost:3000"}
@@ -2981,6 +2991,18 @@ def dev_settings() -> Settings:
     return Settings.model_construct(given - {"workers"}, **dict(settings) | {"workers": 1})
 
 
+def settings_to_check() -> Settings:
+    """Settings of the service, else of the `dev` that runs in this folder. Raises StartupError."""
+    if os.environ.get("NEON_DB_URL") or Path(".env").exists() or not DEV.is_dir():
+        return Settings.load()
+    if not DEV_URL.exists():
+        raise StartupError(
+            "`todo.py dev` does not run in this folder: start it, and check beside it.\n"
+            "To check a service of your own: set NEON_DB_URL, say in .env (see .env.example)."
+        )
+    return dev_settings()
+
+
 def dev() -> None:
     """Serve with nothing configured. Raises StartupError."""
     with ExitStack() as stack:
@@ -2991,6 +3013,7 @@ def dev() -> None:
             stack.callback(DEV_URL.unlink, missing_ok=True)
             settings = dev_settings()
             listeners = listen(settings)
+            DEV_RUNS.write_text(f"process {os.getpid()}, {url_of(listeners[0])}")
             database = "NEON_DB_URL"  # of the environment, and not on one of its own
             if not os.environ.get(database):
                 database = "a PostgreSQL of its own, with its data in .todo-dev/"
@@ -3042,9 +3065,7 @@ def main() -> None:
             init_db(Settings.load())
             say("the service can work with the table tasks")
         case "check":
-            configured = os.environ.get("NEON_DB_URL") or Path(".env").exists()
-            of_dev = DEV_URL.exists() and not configured  # the `dev` that runs in this folder
-            print_check(dev_settings() if of_dev else Settings.load())
+            print_check(settings_to_check())
         case "token":
             print_token(arguments.user_id, arguments.ttl)
         case _:

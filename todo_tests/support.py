@@ -516,6 +516,12 @@ Serve = Callable[..., Server]
 WORKERS = ("1", "2")
 
 
+def interrupt(server: Server) -> int:
+    """Ctrl-C: the terminal signals the whole foreground group. The exit code."""
+    os.killpg(server.process.pid, signal.SIGINT)
+    return server.wait()
+
+
 def assert_refused(server: Server, *words: str, within: float = 30.0) -> None:
     """It ended with exit code 1 and one message that has the words, no secret and no traceback."""
     assert server.wait(within) == 1

@@ -17,6 +17,7 @@ from todo_tests.support import (
     assert_refused,
     bearer,
     free_port,
+    interrupt,
     path_of,
     plain_environment,
 )
@@ -106,6 +107,20 @@ def test_a_variable_that_looks_like_ours_is_named(
     ]
 
 
+def test_a_start_names_it_too(
+    monkeypatch: pytest.MonkeyPatch, no_settings_from_outside: None, serve: Serve
+) -> None:
+    """In the refusal, if something is missing, and as a warning if not."""
+    assert "ALOWED_ORIGINS is no variable of this service: is it ALLOWED_ORIGINS?" in (
+        serve({"ALOWED_ORIGINS": "http://a.example"}).stderr()
+    )
+    monkeypatch.setenv("NEON_DBURL", "postgresql://u:hunter2@h/d")
+    with pytest.raises(todo.StartupError) as refused:
+        todo.Settings.load(env_file=None)
+    assert "  NEON_DBURL is no variable of this service: is it NEON_DB_URL?\n" in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+
+
 REMOTE = "postgresql://u:p@ep-cool.neon.tech/x"
 SOCKET = "postgresql://u@/x?host=/run/postgresql"
 
@@ -157,7 +172,8 @@ def test_check_and_token_work_in_the_folder_of_dev(serve: Serve) -> None:
     code, out, said = run(server.folder, "check", said=token)
     assert (code, said) == (0, ""), out
     assert "ok    trial: " in out
-    assert "note  JWKS: http://localhost:3000/api/auth/jwks: " in out
+    place = "http://localhost:3000/api/auth/jwks"
+    assert f"note  JWKS: no Better Auth at {place}: fine until your frontend uses one\n" in out
     assert "ok    token: of user 'demo'\n" in out
     assert out.endswith("ok    check: all is well, but read the notes\n")
     (server.folder / ".env").write_text(f"BETTER_AUTH_SECRET={SECRET}\n")
@@ -168,10 +184,10 @@ def test_check_and_token_work_in_the_folder_of_dev(serve: Serve) -> None:
     )
     assert answer.status_code == 401
     (server.folder / ".env").unlink()
-    server.stop()
+    assert interrupt(server) == 0
     code, out, said = run(server.folder, "check")
     assert (code, out) == (1, "")
-    assert "NEON_DB_URL is missing" in said
+    assert said.startswith("`todo.py dev` does not run in this folder: start it, and check beside")
 
 
 # Sockets

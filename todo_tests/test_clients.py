@@ -109,7 +109,8 @@ def page_with_tokens(folder: Path, api: str, seconds: int) -> Iterator[list[str]
         def do_GET(self) -> None:
             asked.append(self.path)
             expiry = int(time.time()) + seconds
-            body = {"token": token(USER, exp=expiry)} if seconds else {"code": "UNAUTHORIZED"}
+            signed = token(USER, exp=expiry, name="Zoë 柳")
+            body = {"token": signed} if seconds else {"code": "UNAUTHORIZED"}
             respond(self, json.dumps(body).encode(), 200 if seconds else 401)
 
         def log_message(self, *_: object) -> None:
@@ -121,7 +122,9 @@ def page_with_tokens(folder: Path, api: str, seconds: int) -> Iterator[list[str]
         lines = lines.replace("http://127.0.0.1:8000", api)
         lines = lines.replace("localhost:3000", f"127.0.0.1:{better_auth.server_port}")
         later = "await token();\nawait new Promise((then) => setTimeout(then, 2100));\n"
-        (folder / "page.mjs").write_text(f"{lines}{later}await token();\n")
+        (folder / "page.mjs").write_text(
+            f"{lines}{later}console.log(claims(await token()).name);\n"
+        )
         try:
             yield asked
         finally:
@@ -134,6 +137,7 @@ def test_the_page_of_the_readme_renews_its_token(server: Server, tmp_path: Path)
     with page_with_tokens(tmp_path, server.url, 62) as asked:
         said = run("node", "page.mjs", cwd=tmp_path)
     assert "title: 'Buy groceries'" in said
+    assert said.endswith("\nZoë 柳\n")
     assert asked == ["/api/auth/token"] * 2
 
 

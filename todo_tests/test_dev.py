@@ -33,6 +33,7 @@ from todo_tests.support import (
     eventually,
     free_port,
     get,
+    interrupt,
     path_of,
     plain_environment,
     servers,
@@ -97,12 +98,6 @@ def token_in(text: str) -> dict[str, str]:
 def postgres_folder(server: Server) -> list[str]:
     """The pid files of PostgreSQL servers below its data folder."""
     return [str(path) for path in (server.folder / ".todo-dev").rglob("postmaster.pid")]
-
-
-def interrupt(server: Server) -> int:
-    """Ctrl-C: the terminal signals the whole foreground group. The exit code."""
-    os.killpg(server.process.pid, signal.SIGINT)
-    return server.wait()
 
 
 @pytest.mark.skipif(not shutil.which("curl"), reason="the lines to paste need curl")
@@ -328,7 +323,10 @@ def test_a_second_one_in_a_folder_is_refused_at_once(dev: Dev) -> None:
 
     first = dev()
     create(first, "Kept")
-    sentence = f"another `todo.py dev` runs in {first.folder}: use that one, or stop it first\n"
+    where = f"process {first.process.pid}, http://127.0.0.1:{first.port}"
+    sentence = (
+        f"another `todo.py dev` runs in {first.folder} ({where}): use that one, or stop it first\n"
+    )
     assert refused() == sentence
     assert titles(first) == ["Kept"]
     kill(postmaster(first))

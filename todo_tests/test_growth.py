@@ -46,7 +46,7 @@ def partitioned() -> str:
     }.items():
         assert schema.count(old) == 1
         schema = schema.replace(old, new)
-    return f"{schema}create index tasks_id_idx on tasks (id);\n"
+    return f"{schema}create index tasks_id_idx on public.tasks (id);\n"
 
 
 KINDS = {"plain": SCHEMA, "partitioned": partitioned()}

@@ -439,11 +439,11 @@ async def test_an_answer_that_comes_too_late_is_called_so(
 
 SENTENCES = {
     "500": "status 500",
-    "closed": "closed without an answer",
+    "closed": "Server disconnected without sending a response",
     "huge": "the answer has more than 262144 bytes",
     "HTML": "JSONDecodeError Expecting value",
     "no member keys": "KeyError 'keys'",
-    "not HTTP": "Expected HTTP/",
+    "not HTTP": "RemoteProtocolError",
 }
 
 

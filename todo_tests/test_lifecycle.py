@@ -551,13 +551,16 @@ USERS = (
     "alter table tasks add foreign key (user_id) references users"
 )
 ROW = "insert into tasks (id, user_id, title) values"
-SETVAL = r"select setval\('public\.tasks_id_seq', \(select max\(id\) from tasks\)\);$"
+SETVAL = r"select setval\('public\.tasks_id_seq', \(select max\(id\) from public\.tasks\)\);$"
 TABLES = {
     "missing": ("drop table tasks", 1, "FAIL  table: to make the table: python todo.py init-db"),
     "column-missing": (
         "alter table tasks drop column description",
         1,
-        "FAIL  table: column description is missing: alter table tasks add description text;",
+        (
+            "FAIL  table: column description is missing:"
+            " alter table public.tasks add description text;"
+        ),
     ),
     "column-of-another-type": (
         "alter table tasks alter completed drop default, alter completed type int using 0",
@@ -572,17 +575,20 @@ TABLES = {
     "column-that-must-be-given": (
         "alter table tasks add column more point not null",
         1,
-        "FAIL  table: column more must be given: alter table tasks alter more drop not null;",
+        (
+            "FAIL  table: column more must be given:"
+            " alter table public.tasks alter more drop not null;"
+        ),
     ),
     "index-missing": (
         "drop index tasks_user_id_completed_idx",
         0,
-        r"note  index: .*: create index concurrently \w+ on tasks \(user_id, completed\);",
+        r"note  index: .*: create index concurrently \w+ on public.tasks \(user_id, completed\);",
     ),
     "key-missing": (
         "alter table tasks drop constraint tasks_pkey",
         0,
-        r"note  index: .*: create index concurrently tasks_id_idx on tasks \(id\);",
+        r"note  index: .*: create index concurrently tasks_id_idx on public.tasks \(id\);",
     ),
     "users-elsewhere": (
         USERS,
@@ -785,7 +791,7 @@ def test_check_prints_the_grant_that_is_missing_and_it_helps(
     )
     environment = {**environment, "NEON_DB_URL": url.replace("//postgres@", "//to-do@")}
     code, lines = check(tmp_path, environment)
-    grant = 'grant insert, update, delete on tasks to "to-do";'
+    grant = 'grant insert, update, delete on public.tasks to "to-do";'
     assert code == 1
     assert [line for line in lines if "table" in line] == [
         "FAIL  table: PostgreSQL says: permission denied for table tasks",

@@ -143,11 +143,11 @@ REFUSED: dict[str, Variables] = {
 }
 
 
-def placeholder() -> str:
-    """What `.env.example` proposes as the secret."""
+def placeholder(name: str = "BETTER_AUTH_SECRET") -> str:
+    """What `.env.example` proposes for a variable."""
     example = (ROOT / ".env.example").read_text("utf-8")
-    found = re.search(r"^BETTER_AUTH_SECRET=(.+)$", example, re.MULTILINE)
-    assert found, "no BETTER_AUTH_SECRET in .env.example"
+    found = re.search(rf"^{name}=(.+)$", example, re.MULTILINE)
+    assert found, f"no {name} in .env.example"
     return found[1].strip().strip("\"'")
 
 
@@ -299,7 +299,7 @@ SHOWN: dict[str, tuple[str, str, str]] = {
     "port": ("PORT", "http", "('http')"),
     "pool": ("DB_POOL_SIZE", "many", "('many')"),
     "time-out": ("DB_TIMEOUT", "5 seconds", "('5 seconds')"),
-    "level": ("LOG_LEVEL", "LOUD", "('LOUD')"),
+    "level": ("LOG_LEVEL", "Loud", "('Loud')"),
     "origin": ("ALLOWED_ORIGINS", "http://a.example,example.com", "('example.com')"),
     "origin in quotes": ("ALLOWED_ORIGINS", "'http://a.example'", "'http://a.example'"),
     "null origin": ("ALLOWED_ORIGINS", "null", "('null'): it must be origins"),
@@ -324,6 +324,11 @@ SHOWN: dict[str, tuple[str, str, str]] = {
         "BETTER_AUTH_SECRET",
         f"{SECRET}\n",
         "is not valid: it has white space or a line end at one of its ends",
+    ),
+    "example's database": (
+        "NEON_DB_URL",
+        placeholder("NEON_DB_URL"),
+        "it is the example of",
     ),
     "database in quotes": ("NEON_DB_URL", f'"{URL}"', "is not valid: it has quotes around it"),
     "Better Auth in quotes": (
