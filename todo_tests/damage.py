@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import socket
+import ssl
 import struct
 import subprocess
 import tempfile
@@ -15,12 +16,16 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import psutil
 import psycopg
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from todo_tests.support import (
     FATE_UNKNOWN,
@@ -589,9 +594,35 @@ async def ended(process: subprocess.Popen[bytes], *, within: float) -> tuple[int
 # A Better Auth that is only its keys
 
 
+def certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    """A self-signed certificate for a name, and its key."""
+    key, subject = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    now = datetime.now(UTC)
+    signed = (
+        x509.CertificateBuilder(subject, subject, key.public_key(), 1, now, now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), True)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "chain.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return folder / "chain.pem", folder / "key.pem"
+
+
 @contextmanager
 def answering(
-    status: int = 200, body: object = "", *, path: str = "", seconds: float = 0.0, **headers: str
+    status: int = 200,
+    body: object = "",
+    *,
+    path: str = "",
+    seconds: float = 0.0,
+    tls: tuple[Path, Path] | None = None,
+    **headers: str,
 ) -> Iterator[str]:
     """The URL of a server that gives this answer, at one path or all, after so many seconds."""
 
@@ -609,9 +640,15 @@ def answering(
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        place = f"http://127.0.0.1:{server.server_address[1]}"
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*tls)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+            place = f"https://localhost:{server.server_address[1]}"
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
+            yield place
         finally:
             server.shutdown()
 

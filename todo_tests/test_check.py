@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 import todo
-from todo_tests.damage import answering
+from todo_tests.damage import answering, certificate
 from todo_tests.support import (
     NO_SETTINGS,
     SECRET,
@@ -75,6 +75,24 @@ def test_keys_that_are_not_used_are_named(make_settings: MakeSettings) -> None:
     assert "kid" in notes[0].removesuffix(needed)
     assert "'other'" in notes[1]
     assert "ES384" in notes[1]
+
+
+def test_keys_come_over_https_from_whom_the_certificates_of_the_system_prove(
+    make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They are read once a process."""
+    chain, private = certificate(tmp_path, "localhost")
+    with answering(body={"keys": [key()]}, tls=(chain, private)) as url:
+        todo._tls.cache_clear()
+        [line] = findings(make_settings(), url)
+        assert "certificate verify failed" in line
+        monkeypatch.setenv("SSL_CERT_FILE", str(chain))
+        assert findings(make_settings(), url) == [line]
+        todo._tls.cache_clear()
+        assert findings(make_settings(), url) == [f"ok JWKS: 1 usable keys EdDSA at {url}"]
+        other = url.replace("localhost", "127.0.0.1")
+        assert "IP address mismatch" in findings(make_settings(), other)[0]
+    todo._tls.cache_clear()
 
 
 # Settings

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,13 +25,10 @@ from urllib.parse import urlsplit
 import httpx
 import psycopg
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 import todo
 from todo_tests.better_auth import HERE as AUTH_FOLDER
-from todo_tests.damage import AllAtOnce, Life, jwks
+from todo_tests.damage import AllAtOnce, Life, certificate, jwks
 from todo_tests.support import (
     AUTH_URL,
     ROOT,
@@ -443,31 +439,11 @@ def running(folder: Path, *command: str) -> Iterator[None]:
         process.wait(20)
 
 
-def certificate(folder: Path) -> tuple[Path, Path]:
-    """A self-signed certificate and its key."""
-    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
-    now = datetime.now(UTC)
-    signed = (
-        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("api.example.com")]), True)
-        .sign(key, hashes.SHA256())
-    )
-    (folder / "chain.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    return folder / "chain.pem", folder / "key.pem"
-
-
 @contextmanager
 def nginx(folder: Path, *ports: int, tls: bool = True) -> Iterator[str]:
     """nginx with our configuration in its `http` block; the URL that it serves."""
     port = free_port()
-    chain, key = certificate(folder)
+    chain, key = certificate(folder, "api.example.com")
     text = (DEPLOY / "nginx.conf").read_text()
     servers = "".join(f"server 127.0.0.1:{each};\n" for each in ports)
     for old, new in {
