@@ -100,6 +100,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import Enum, auto
 from functools import cache, lru_cache, partial
 from pathlib import Path
@@ -2312,13 +2313,8 @@ LOG_MAX = 2_000  # lines that wait for a slow reader
 LOG_GRACE = 1.0  # seconds that the end of the process waits for the reader
 
 
-@lru_cache(maxsize=2)
-def _second(seconds: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-
-
 def log_time(now: float) -> str:
-    return f"{_second(int(now))}.{int(now % 1 * 1000):03d}Z"
+    return datetime.fromtimestamp(now, UTC).isoformat("T", "milliseconds").replace("+00:00", "Z")
 
 
 class LogHandler(logging.Handler):
