@@ -1939,7 +1939,6 @@ SHUTDOWN_DELAY = 1.0  # seconds of a shutdown in which an idle connection may st
 SHUTDOWN_GRACE = 10  # seconds of a shutdown for what is in flight
 DESCRIPTORS_LEFT = 8  # file descriptors; with fewer, the log warns
 WARNING_INTERVAL = 60.0  # seconds between two such warnings
-REFUSED_HEADERS = (b"origin", b"x-request-id", b"x-forwarded-for")  # which a refusal heeds
 STATUS_LINES = {
     each.value: f"HTTP/1.1 {each.value} {each.phrase}".encode() for each in http.HTTPStatus
 }
@@ -2007,9 +2006,7 @@ class HTTPProtocol(asyncio.Protocol):
     keep_alive = False  # behind this answer
     unread = 0  # bytes of an answer that is being sent, as of the last look
 
-    def __init__(
-        self, config: uvicorn.Config, server_state: Any, app_state: dict[str, Any], _loop: Any
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, server_state: Any, **_: Any) -> None:
         self.app: Any = config.loaded_app
         self.server_state = server_state
         self.loop = asyncio.get_running_loop()
@@ -2024,7 +2021,6 @@ class HTTPProtocol(asyncio.Protocol):
             "raw_path": b"-",
             "query_string": b"",
         }  # defaults, and the scope of what could not be parsed
-        self.state_of_app = app_state
         self.parser = httptools.HttpRequestParser(self)
         self.headers: list[tuple[bytes, bytes]] = []
         self.requests: deque[Exchange] = deque()  # whole or refused, not yet answered
@@ -2205,8 +2201,7 @@ class HTTPProtocol(asyncio.Protocol):
             exchange.keep_alive = False
         else:
             headers = self.headers if exchange is None else exchange.scope["headers"]
-            kept = [(name, value) for name, value in headers if name in REFUSED_HEADERS]
-            exchange = Exchange(self.scope | {"state": {}, "headers": kept, "problem": problem})
+            exchange = Exchange(self.scope | {"headers": headers, "problem": problem})
         self.requests.append(exchange)
 
     # The parser's callbacks
@@ -2240,7 +2235,6 @@ class HTTPProtocol(asyncio.Protocol):
             "raw_path": url.path,
             "query_string": url.query or b"",
             "headers": self.headers,
-            "state": self.state_of_app.copy(),
         }
         fields = dict(self.headers)
         self.headers = cast("list[Any]", deque(maxlen=0))  # trailers are no headers of the request
