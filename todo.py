@@ -837,7 +837,7 @@ def _postgres_url(url: str) -> str:
         raise Mistake("it is only what stands between the quotes of a psql command")
     if not re.match(r"postgres(ql)?://.", url):
         raise ValueError
-    if "//user:password@host" in url:
+    if "//user:password@host:5432/database" in url:
         raise Mistake("it is the example of .env.example: put in your own")
     try:
         parts = conninfo_to_dict(url)
@@ -976,7 +976,9 @@ class Settings(TokenSettings):
 def misspelt_variables() -> Iterator[str]:
     """What the environment or `.env` has that looks like a variable of ours, and is none."""
     ours = {name.upper() for name in Settings.model_fields}
-    dotenv = Path(".env").read_text(errors="replace") if Path(".env").is_file() else ""
+    # `dev` does without a file that it may not read.
+    readable = Path(".env").is_file() and os.access(".env", os.R_OK)
+    dotenv = Path(".env").read_text(errors="replace") if readable else ""
     in_dotenv = re.findall(r"^\s*(?:export\s+)?(\w+)\s*=", dotenv, re.MULTILINE)
     for name in sorted({*os.environ, *in_dotenv}):
         alike = difflib.get_close_matches(name.upper(), ours, 1, cutoff=0.87)
@@ -1769,8 +1771,8 @@ JWKS_BURST = 3  # fetches without a pause
 JWKS_PAUSE = 1.0  # seconds between fetches beyond those
 RETRY_AFTER_MAX = 60.0  # seconds that Better Auth may ask for
 
-# What a fetch can end in: no answer, no JSON, JSON of another shape.
-JWKS_FAULTS = (httpx.HTTPError, ValueError, KeyError, TypeError, RecursionError)
+# What a fetch can end in: no answer, broken TLS (httpx lets it pass), no JSON or another shape.
+JWKS_FAULTS = (httpx.HTTPError, OSError, ValueError, KeyError, TypeError, RecursionError)
 Keys = dict[tuple[str, str], jwt.PyJWK]  # by `kid` and `alg`
 
 
@@ -2393,7 +2395,9 @@ INDEX_GRACE = 3600.0  # the same for init-db: an index of a large table takes it
 # A plain SET would stay in a pooler's connection, for whoever gets it next.
 LOCK_LIMIT = b"select set_config('lock_timeout', '10s', true);"
 # What waiting does not mend. In another language the database is waited for, and then named.
-LOGIN_REFUSED = r'password authentication failed|no password supplied|" does not exist'
+LOGIN_REFUSED = (
+    r'password authentication failed|no password supplied|(role|database) ".*" does not exist'
+)
 WAITING = "waiting for the database, or for a lock on the table tasks"
 DEV = Path(".todo-dev")  # where `dev` keeps all that is its own
 DEV_URL = DEV / "neon_db_url"  # of its PostgreSQL, while that runs
@@ -2934,9 +2938,9 @@ def prepare_dev_folder(sockets: str) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        runs = DEV_RUNS.read_text() if DEV_RUNS.exists() else "it starts"
         raise StartupError(
-            f"another `todo.py dev` runs in {Path.cwd()} ({DEV_RUNS.read_text()}): "
-            "use that one, or stop it first"
+            f"another `todo.py dev` runs in {Path.cwd()} ({runs}): use that one, or stop it first"
         ) from None
     DEV_RUNS.write_text(f"process {os.getpid()}")
     host = quote(sockets, safe="")
