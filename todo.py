@@ -1850,7 +1850,10 @@ async def fetch_jwks(url: str) -> tuple[Keys, list[str]]:
     except TimeoutError:
         raise JWKSError(f"no whole answer within {JWKS_TIMEOUT:.0f} s") from None
     except JWKS_FAULTS as exc:
-        raise JWKSError(f"{type(exc).__name__} {exc}"[:200]) from None
+        fault: BaseException = exc
+        while fault.__cause__ is not None:  # httpx says less of it
+            fault = fault.__cause__
+        raise JWKSError(f"{type(fault).__name__} {fault}"[:200]) from None
     for key in members:
         try:
             parsed = _usable(key)
@@ -2394,10 +2397,13 @@ ANSWER_GRACE = 12.0  # seconds until a command hangs up on a silent database; pa
 INDEX_GRACE = 3600.0  # the same for init-db: an index of a large table takes its time
 # A plain SET would stay in a pooler's connection, for whoever gets it next.
 LOCK_LIMIT = b"select set_config('lock_timeout', '10s', true);"
-# What waiting does not mend. In another language the database is waited for, and then named.
-LOGIN_REFUSED = (
-    r'password authentication failed|no password supplied|(role|database) ".*" does not exist'
-)
+# What waiting does not mend, and what does. In another language the database is waited for.
+HOPELESS = {
+    r'password authentication failed|no password supplied|(role|database) ".*" does not exist': (
+        "Are the user, the password and the name of the database in NEON_DB_URL right?"
+    ),
+    "server does not support SSL": "Take sslmode off NEON_DB_URL, or switch TLS on in the server.",
+}
 WAITING = "waiting for the database, or for a lock on the table tasks"
 DEV = Path(".todo-dev")  # where `dev` keeps all that is its own
 DEV_URL = DEV / "neon_db_url"  # of its PostgreSQL, while that runs
@@ -2421,7 +2427,7 @@ select class.oid is not null as is_there, quote_ident(current_user) as role,
         else 'grant usage on schema %1$I to %2$I;' end, nspname, current_user)
         from pg_class other join pg_namespace schema on schema.oid = other.relnamespace
         where other.relname = 'tasks' and other.relkind in ('r', 'p')
-            and class.oid is null) as hidden,
+            and other.relpersistence = 'p' and class.oid is null) as hidden,
     coalesce(pg_get_serial_sequence(class.oid::regclass::text, attname),
         substring(pg_get_expr(adbin, adrelid) from '''(.+)''')) as sequence,
     exists(select from pg_policy where polrelid = class.oid) as policies,
@@ -2510,13 +2516,12 @@ def with_database(
             reason = _said(exc)
         except psycopg.Error as exc:
             raise StartupError(f"todo.py cannot go on: {_said(exc)}") from None
-        refused = re.search(LOGIN_REFUSED, reason)
-        if refused or time.monotonic() >= deadline:
-            what = "refuses the login" if refused else "cannot be reached"
-            login = "Are its user, its password and the name of the database right?"
+        hints = [hint for pattern, hint in HOPELESS.items() if re.search(pattern, reason)]
+        if hints or time.monotonic() >= deadline:
+            what = "cannot be used" if hints else "cannot be reached"
+            [hint] = hints or ["Is it running, and is the URL right?"]
             raise StartupError(
-                f"todo.py cannot start: the database of NEON_DB_URL {what} ({reason})\n"
-                + (login if refused else "Is it running, and is the URL right?")
+                f"todo.py cannot go on: the database of NEON_DB_URL {what} ({reason})\n{hint}"
             )
         if attempt == 0:
             log.warning("waiting up to %.0f s for the database: %s", patience, reason)
@@ -2537,6 +2542,8 @@ def column_faults(ours: sa.Column[Any], there: Any, table: str) -> Iterator[tupl
         then = f" {alter} drop default;" if made and not fill else ""
         yield "is missing", f"alter table {table} add {name} {kind}{made}{rule};{then}"
         return
+    if ours.primary_key and not there.not_null:
+        yield "may be null", f"{alter} set not null;"
     category = {"bigint": "N", "boolean": "B", "timestamptz": "D"}.get(kind, "S")
     local = category == "D" and there.type != "timestamp with time zone"
     if there.category != category or local:
@@ -2546,7 +2553,7 @@ def column_faults(ours: sa.Column[Any], there: Any, table: str) -> Iterator[tupl
         yield f"is {there.type}", f"{cure}, alter {name} {fill};" if fill else f"{cure};"
     elif fill and not there.made:
         yield "is not filled in by the database", f"{alter} {fill};"
-    if not (there.not_null or ours.nullable):
+    if not (there.not_null or ours.nullable or ours.primary_key):
         first = f"{alter} {fill}; " if fill else ""
         value = "default" if fill else NOT_KNOWN
         update = f"update {table} set {name} = {value} where {name} is null"  # noqa: S608 our own
@@ -2577,8 +2584,10 @@ def examine_table(connection: Client) -> tuple[Any, list[str]]:
     table: Any = facts.fetchone()
     there: dict[str, Any] = {row[0]: row for row in columns}
     if not table.is_there:
-        faults += [f"the role does not see the table that is there: {way}" for way in table.hidden]
-        return table, [*faults, "to make the table: python todo.py init-db"]
+        faults += [
+            f"the role does not see a table tasks; if it is this: {way}" for way in table.hidden
+        ]
+        return table, [*faults, "to make the table: .venv/bin/python todo.py init-db"]
     for ours in tasks.columns:
         for fault, cure in column_faults(ours, there.pop(ours.name, None), table.name):
             faults.append(f"column {ours.name} {fault}: {cure}")
@@ -2590,7 +2599,7 @@ def examine_table(connection: Client) -> tuple[Any, list[str]]:
     if faults and table.refused:
         refused = ", ".join(table.refused)
         grant = f"grant {refused} on {table.name} to {table.role};"
-        faults.append(f"the role may not {refused}: {grant}")
+        faults.append(f"the role may not {refused}, until the table's owner runs: {grant}")
     return table, faults
 
 
@@ -2627,10 +2636,13 @@ def init_db(settings: Settings) -> None:
         try:
             connection.execute(LOCK_LIMIT + schema)
         except errors.InsufficientPrivilege as exc:
-            place = f"{quote(table.owner)}:PASSWORD@HOST/{quote(connection.info.dbname)}"
+            info = connection.info
+            host = "HOST" if info.host.startswith("/") else f"{info.host}:{info.port}"
+            place = f"{quote(table.owner)}:PASSWORD@{host}/{quote(info.dbname)}"
             raise StartupError(
                 f"schema.sql cannot be applied: {_said(exc)}\n"
-                f"As its owner: NEON_DB_URL='postgresql://{place}' python todo.py init-db"
+                "As its owner: "
+                f"NEON_DB_URL='postgresql://{place}' .venv/bin/python todo.py init-db"
             ) from None
         require_table(connection)
 
@@ -2842,7 +2854,7 @@ def print_check(settings: Settings) -> None:
         levels.append(level)
         say(f"{level:4}  {subject}: {text}")
     if FAIL in levels:
-        say(f"{FAIL}  check: {levels.count(FAIL)} of these lines are faults")
+        say(f"{FAIL}  check: {levels.count(FAIL)} of these lines must be mended")
         sys.exit(1)
     say(f"{OK:4}  check: all is well{', but read the notes' if NOTE in levels else ''}")
 

@@ -185,12 +185,14 @@ def test_check_and_token_work_in_the_folder_of_dev(serve: Serve) -> None:
     """`todo.py token demo | todo.py check`; a Better Auth is not needed."""
     server = serve(NO_SETTINGS, args=("dev",), files=("todo.py", "schema.sql"), wait=False)
     server.wait_until_it_serves()
+    better_auth = f"http://localhost:{free_port()}"
+    (server.folder / ".todo-dev/better_auth_url").write_text(better_auth)
     code, token, said = run(server.folder, "token", "demo")
     assert (code, said) == (0, "")
     code, out, said = run(server.folder, "check", said=token)
     assert (code, said) == (0, ""), out
     assert "ok    trial: " in out
-    place = "http://localhost:3000/api/auth/jwks"
+    place = f"{better_auth}/api/auth/jwks"
     assert f"note  JWKS: no Better Auth at {place}: fine until your frontend uses one\n" in out
     assert "ok    token: of user 'demo'\n" in out
     assert out.endswith("ok    check: all is well, but read the notes\n")

@@ -60,7 +60,7 @@ def test_a_start_without_the_table_is_refused(serve: Serve, empty_database: str)
     assert refused.stderr().splitlines() == [
         "todo.py cannot work with the table tasks:",
         '  PostgreSQL says: relation "tasks" does not exist',
-        "  to make the table: python todo.py init-db",
+        "  to make the table: .venv/bin/python todo.py init-db",
     ]
 
 
@@ -185,7 +185,8 @@ def test_init_db_of_a_role_that_owns_nothing_names_the_owners_command(
     refused = init_db(serve, theirs)
     assert_refused(refused, "permission denied for schema public")
     command = (
-        r"As its owner: NEON_DB_URL='postgresql://boss:PASSWORD@HOST/\w+' python todo.py init-db"
+        r"As its owner: NEON_DB_URL='postgresql://boss:PASSWORD@127.0.0.1:\d+/\w+'"
+        r" \.venv/bin/python todo\.py init-db"
     )
     assert re.search(command, refused.stderr())
     assert init_db(serve, url).wait() == 0

@@ -55,7 +55,9 @@ from todo_tests.support import (
     Serve,
     Server,
     client_of,
+    eventually,
     free_port,
+    get,
     new_user,
 )
 
@@ -518,7 +520,14 @@ async def test_only_a_change_that_was_sent_may_have_been_stored(
 ) -> None:
     """Another one waits for the only connection until its time is over."""
     settings = {"DB_TIMEOUT": "0.5", "DB_POOL_SIZE": "1"}
-    server = await asyncio.to_thread(serve, settings, database_url=fresh_database)
+    # A further connection takes longer to make than either of them waits.
+    slowly = f"{fresh_database}?options=-c%20post_auth_delay%3D1"
+    server = await asyncio.to_thread(serve, settings, database_url=slowly)
+
+    def connected() -> bool:
+        return get(f"{server.url}/readyz").is_success
+
+    await asyncio.to_thread(eventually, connected)
     callers = [Caller(server.port) for _ in range(2)]
     paths = [f"{(await caller.create())['id']}/complete" for caller in callers]
     with psycopg.connect(fresh_database) as locker:
@@ -528,6 +537,7 @@ async def test_only_a_change_that_was_sent_may_have_been_stored(
     bodies = [answer.body for answer in answers]
     assert bodies in ([LATE_CHANGE, DATABASE_TIMEOUT], [DATABASE_TIMEOUT, LATE_CHANGE])
     queued = callers[bodies.index(DATABASE_TIMEOUT)]
+    await asyncio.to_thread(eventually, connected)
     assert (await queued.ask("GET", "")).body[0]["completed"] is False
 
 

@@ -553,7 +553,7 @@ USERS = (
 ROW = "insert into tasks (id, user_id, title) values"
 SETVAL = r"select setval\('public\.tasks_id_seq', \(select max\(id\) from public\.tasks\)\);$"
 TABLES = {
-    "missing": ("drop table tasks", 1, "FAIL  table: to make the table: python todo.py init-db"),
+    "missing": ("drop table tasks", 1, "FAIL  table: to make the table: .* todo.py init-db"),
     "column-missing": (
         "alter table tasks drop column description",
         1,
@@ -795,7 +795,8 @@ def test_check_prints_the_grant_that_is_missing_and_it_helps(
     assert code == 1
     assert [line for line in lines if "table" in line] == [
         "FAIL  table: PostgreSQL says: permission denied for table tasks",
-        f"FAIL  table: the role may not insert, update, delete: {grant}",
+        "FAIL  table: the role may not insert, update, delete, until the table's owner runs: "
+        + grant,
     ]
     postgres.execute(grant, database_url=url)
     assert check(tmp_path, environment)[0] == 0

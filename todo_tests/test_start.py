@@ -178,6 +178,10 @@ OLDER = {
             updated_at timestamp default timezone('utc', now()), more text not null);
         insert into tasks (user_id, title, created_at, more)
             values ('demo', 'Old', '2024-01-02 03:04:05', '')""",
+    "without keys": """
+        create table tasks (id bigint, user_id text, title text, description text,
+            completed boolean, created_at timestamptz, updated_at timestamptz);
+        insert into tasks values (-1, 'demo', 'Old', null, null, '2024-01-02 03:04:05 Z', null)""",
     "half": """
         create table tasks (id int generated always as identity primary key, user_id text not null,
             title text not null, "order" int not null, completed smallint not null default 0,
@@ -197,14 +201,18 @@ LOGINS = {
     "no password": ("//guarded@", None, "no password supplied"),
     "no such role": ("//nobody-here@", None, 'role "nobody-here" does not exist'),
     "no such database": ("//postgres@", "nothing-here", 'database "nothing-here" does not exist'),
+    "no TLS": ("//postgres@", "postgres?sslmode=require", "server does not support SSL"),
 }
 
 
 @pytest.mark.parametrize(("login", "other", "said"), LOGINS.values(), ids=LOGINS)
-def test_a_login_that_is_refused_is_said_at_once(
+def test_what_waiting_does_not_mend_is_said_at_once(
     guarded: str, make_settings: MakeSettings, login: str, other: str | None, said: str
 ) -> None:
-    """Waiting mends nothing of it."""
+    """With what mends it."""
+    mend = "Are the user, the password and the name of the database in NEON_DB_URL right?"
+    if "SSL" in said:
+        mend = "Take sslmode off NEON_DB_URL, or switch TLS on in the server."
     url = guarded.replace("//postgres@", login)
     if other:
         url = f"{url.rpartition('/')[0]}/{other}"
@@ -213,8 +221,8 @@ def test_a_login_that_is_refused_is_said_at_once(
         todo.with_database(make_settings(neon_db_url=url), print, grace=1.0, patience=10.0)
     assert time.monotonic() - begun < 2
     what, hint = str(refused.value).splitlines()
-    assert what.startswith("todo.py cannot start: the database of NEON_DB_URL refuses the login (")
-    assert hint == "Are its user, its password and the name of the database right?"
+    assert what.startswith("todo.py cannot go on: the database of NEON_DB_URL cannot be used (")
+    assert hint == mend
     assert "wrong" not in what
 
 
@@ -358,8 +366,8 @@ def test_a_table_that_the_role_does_not_see_is_named_with_the_way_to_it(
     with psycopg.connect(url.replace("//postgres@", "//To@"), autocommit=True) as connection:
         faults = todo.examine_table(connection)[1]
     assert faults[1:] == [
-        f"the role does not see the table that is there: {line}",
-        "to make the table: python todo.py init-db",
+        f"the role does not see a table tasks; if it is this: {line}",
+        "to make the table: .venv/bin/python todo.py init-db",
     ]
     database.execute(line, database_url=url)
     with psycopg.connect(url.replace("//postgres@", "//To@"), autocommit=True) as connection:
