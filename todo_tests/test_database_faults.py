@@ -539,6 +539,7 @@ def test_a_locked_table_is_a_timeout_for_all_and_costs_no_connection(
     print(f"40 callers, pool of 10, DB_TIMEOUT 1 s: all answered within {max(waits):.2f} s")
 
 
+@pytest.mark.slow
 async def test_only_a_change_that_was_sent_may_have_been_stored(
     fresh_database: str, serve: Serve
 ) -> None:
@@ -557,6 +558,7 @@ async def test_only_a_change_that_was_sent_may_have_been_stored(
     assert (await queued.ask("GET", "")).body[0]["completed"] is False
 
 
+@pytest.mark.slow
 async def test_a_change_that_times_out_says_that_its_fate_is_unknown_and_a_read_never_does(
     fresh_database: str, serve: Serve
 ) -> None:
@@ -586,6 +588,7 @@ async def test_a_change_that_times_out_says_that_its_fate_is_unknown_and_a_read_
         assert (await callers[kind].ask("GET", "")).body == [tasks[kind]]
 
 
+@pytest.mark.slow
 async def test_a_change_behind_a_database_that_is_away_was_never_sent(
     own_postgres: NewPostgres, serve: Serve
 ) -> None:
