@@ -57,6 +57,7 @@ def test_a_redirect_of_the_jwks_says_where_to(make_settings: MakeSettings) -> No
     assert "a redirect to 'https://there.example/jwks': set JWKS_URL to where the keys are" in line
 
 
+@pytest.mark.slow
 def test_a_slow_jwks_is_said_with_the_seconds(make_settings: MakeSettings) -> None:
     with answering(body={"keys": [key()]}, seconds=todo.JWKS_TIMEOUT + 0.5) as url:
         [line] = findings(make_settings(), url)
@@ -125,6 +126,7 @@ def test_a_variable_that_looks_like_ours_is_named(
     ]
 
 
+@pytest.mark.slow
 def test_a_start_names_it_too(
     monkeypatch: pytest.MonkeyPatch, no_settings_from_outside: None, serve: Serve
 ) -> None:

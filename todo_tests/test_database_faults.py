@@ -165,6 +165,31 @@ async def locked_out(
         return *await ended(server.process, within=25.0), server
 
 
+class Silence(NamedTuple):
+    """How a server ended that had been signalled while its network was silent."""
+
+    code: int
+    seconds: float
+    ready: Answer
+    lists: list[Answer]
+
+
+async def silence(postgres: OwnPostgres, serve: Serve) -> Silence:
+    url = await asyncio.to_thread(postgres.create_database, schema=True)
+    async with Wire(postgres.port).laid() as wire:
+        settings = {"DB_TIMEOUT": "60", "DB_POOL_SIZE": "2"}
+        server = await asyncio.to_thread(serve, settings, database_url=wire.url(url))
+        callers = [Caller(server.port) for _ in range(4)]
+        await together(caller.ask("GET", "") for caller in callers)
+        wire.flowing.clear()
+        ready = asyncio.create_task(Caller(server.port).ask("GET", "/readyz"))
+        lists = [asyncio.create_task(caller.ask("GET", "")) for caller in callers]
+        await asyncio.sleep(0.5)
+        server.process.terminate()
+        code, seconds = await ended(server.process, within=12.0)
+        return Silence(code, seconds, await ready, [await each for each in lists])
+
+
 INDEX_IS_MISSING = "drop index tasks_user_id_completed_idx; commit; begin; "
 SCHEMA_IS_APPLIED = "select pg_advisory_xact_lock(hashtext('todo-api schema.sql'))"
 LOCKED_OUT: dict[str, tuple[str, ...]] = {
@@ -177,12 +202,13 @@ NOBODY = f"postgresql://someone:a-password@127.0.0.1:{free_port()}/todo"
 
 
 @pytest.fixture(scope="module")
-def waits(postgres: Postgres) -> Iterator[AllAtOnce]:
+def waits(postgres: Postgres, local_postgres: OwnPostgres) -> Iterator[AllAtOnce]:
     with (
         OwnPostgres() as own,
         support.servers(NOBODY) as serve,
         AllAtOnce(
             outages=outages(own, serve),
+            silence=silence(local_postgres, serve),
             released=released(postgres, serve, LOCKED_TABLE),
             **{workers: given_up(serve, workers) for workers in WORKERS},
             **{name: locked_out(postgres, serve, *how) for name, how in LOCKED_OUT.items()},
@@ -470,7 +496,7 @@ def test_a_locked_table_is_a_timeout_for_all_and_costs_no_connection(
 ) -> None:
     postgres = own_postgres()
     url = postgres.create_database(schema=True)
-    server = serve({"DB_TIMEOUT": "2", "DB_POOL_SIZE": "10"}, database_url=url)
+    server = serve({"DB_TIMEOUT": "1", "DB_POOL_SIZE": "10"}, database_url=url)
 
     async def lock_thrice() -> list[float]:
         callers = [Caller(server.port) for _ in range(40)]
@@ -488,7 +514,7 @@ def test_a_locked_table_is_a_timeout_for_all_and_costs_no_connection(
                     caller.ask(*request) for caller, request in zip(callers, requests, strict=True)
                 )
                 for (method, *_), answer in zip(requests, answers, strict=True):
-                    is_error(answer, answer.body, within=3.0)
+                    is_error(answer, answer.body, within=2.0)
                     sent = () if method == "GET" else (LATE_CHANGE,)
                     assert answer.body in (DATABASE_TIMEOUT, *sent)
                 waits.append(max(answer.seconds for answer in answers))
@@ -512,9 +538,10 @@ def test_a_locked_table_is_a_timeout_for_all_and_costs_no_connection(
         return waits
 
     waits = asyncio.run(lock_thrice())
-    print(f"40 callers, pool of 10, DB_TIMEOUT 2 s: all answered within {max(waits):.2f} s")
+    print(f"40 callers, pool of 10, DB_TIMEOUT 1 s: all answered within {max(waits):.2f} s")
 
 
+@pytest.mark.slow
 async def test_only_a_change_that_was_sent_may_have_been_stored(
     fresh_database: str, serve: Serve
 ) -> None:
@@ -541,6 +568,7 @@ async def test_only_a_change_that_was_sent_may_have_been_stored(
     assert (await queued.ask("GET", "")).body[0]["completed"] is False
 
 
+@pytest.mark.slow
 async def test_a_change_that_times_out_says_that_its_fate_is_unknown_and_a_read_never_does(
     fresh_database: str, serve: Serve
 ) -> None:
@@ -570,6 +598,7 @@ async def test_a_change_that_times_out_says_that_its_fate_is_unknown_and_a_read_
         assert (await callers[kind].ask("GET", "")).body == [tasks[kind]]
 
 
+@pytest.mark.slow
 async def test_a_change_behind_a_database_that_is_away_was_never_sent(
     own_postgres: NewPostgres, serve: Serve
 ) -> None:
@@ -622,7 +651,7 @@ async def test_a_network_that_falls_silent_is_a_timeout_and_nothing_more(
     postgres = own_postgres()
     url = postgres.create_database(schema=True)
     async with Wire(postgres.port).laid() as wire:
-        settings = {"DB_TIMEOUT": "2", "DB_POOL_SIZE": "4"}
+        settings = {"DB_TIMEOUT": "1", "DB_POOL_SIZE": "4"}
         server = await asyncio.to_thread(serve, settings, database_url=wire.url(url))
         callers = [Caller(server.port) for _ in range(12)]
         await together(caller.ask("GET", "") for caller in callers)
@@ -631,7 +660,7 @@ async def test_a_network_that_falls_silent_is_a_timeout_and_nothing_more(
             answers = await together(caller.ask("GET", "") for caller in callers)
             for answer in answers:
                 assert answer.body in (DATABASE_TIMEOUT, DATABASE_UNAVAILABLE)
-                is_error(answer, answer.body, within=3.0)
+                is_error(answer, answer.body, within=2.0)
         assert (await callers[0].ask("GET", "/healthz")).status == 200
         wire.flowing.set()
 
@@ -640,29 +669,6 @@ async def test_a_network_that_falls_silent_is_a_timeout_and_nothing_more(
             return all(answer.status == 200 for answer in answers)
 
         await soon(all_served, within=2.0, why="not back within 2 s")
-
-
-@pytest.mark.slow
-async def test_sigterm_ends_it_though_the_network_is_silent(
-    own_postgres: NewPostgres, serve: Serve
-) -> None:
-    """After SHUTDOWN_GRACE, whatever waits then: readiness is a 503 as ever."""
-    postgres = own_postgres()
-    url = postgres.create_database(schema=True)
-    async with Wire(postgres.port).laid() as wire:
-        settings = {"DB_TIMEOUT": "60", "DB_POOL_SIZE": "2"}
-        server = await asyncio.to_thread(serve, settings, database_url=wire.url(url))
-        callers = [Caller(server.port) for _ in range(4)]
-        await together(caller.ask("GET", "") for caller in callers)
-        wire.flowing.clear()
-        ready = asyncio.create_task(Caller(server.port).ask("GET", "/readyz"))
-        lists = [asyncio.create_task(caller.ask("GET", "")) for caller in callers]
-        await asyncio.sleep(0.5)
-        server.process.terminate()
-        code, seconds = await ended(server.process, within=12.0)
-        assert (code, (await ready).body) == (0, NOT_READY)
-        assert [(await each).status for each in lists] == [500] * len(lists)
-        print(f"ended after {seconds:.1f} s")
 
 
 # Connections lost in flight
@@ -1152,6 +1158,15 @@ def test_no_command_waits_for_a_lock_for_ever(waits: AllAtOnce, command: str) ->
 
 
 # How the outages ended
+
+
+@pytest.mark.slow
+def test_sigterm_ends_it_though_the_network_is_silent(waits: AllAtOnce) -> None:
+    """After SHUTDOWN_GRACE, whatever waits then: readiness is a 503 as ever."""
+    seen: Silence = waits["silence"]
+    assert (seen.code, seen.ready.body) == (0, NOT_READY)
+    assert [answer.status for answer in seen.lists] == [500] * 4
+    print(f"ended after {seen.seconds:.1f} s")
 
 
 @pytest.mark.parametrize("seconds", [1.0, 20.0], ids=["of-a-second", "of-20-seconds"])

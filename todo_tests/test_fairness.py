@@ -163,9 +163,8 @@ async def most_waiting(url: str) -> int:
     return max(seen)
 
 
-@pytest.mark.parametrize(
-    "size", [pytest.param(2, marks=pytest.mark.slow), 4, pytest.param(10, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4, 10])
 async def test_one_user_never_holds_more_than_half_of_the_connections(
     serve: Serve, database_url: str, size: int
 ) -> None:

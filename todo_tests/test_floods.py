@@ -12,12 +12,14 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
+import jwt
 import psutil
 import psycopg
 import pytest
 
 from todo_tests.damage import (
     HEADERS_TOO_LARGE,
+    ORIGIN,
     AllAtOnce,
     Answer,
     Caller,
@@ -27,10 +29,11 @@ from todo_tests.damage import (
     peak_rss,
     read_answer,
     read_to_end,
+    rss,
     soon,
     together,
 )
-from todo_tests.support import Serve, Server
+from todo_tests.support import SECRET, Serve, Server, new_user, servers
 
 pytestmark = pytest.mark.slow
 
@@ -201,16 +204,27 @@ async def unread(server: Server) -> float:
         return await soon(gone, within=60.0, why="the answer nobody reads is dropped")
 
 
+async def stopped(serve: Serve) -> tuple[int, str]:
+    """How a server ends, and what it has logged, that is stopped in face of that client."""
+    server = await asyncio.to_thread(serve)
+    async with who_reads_nothing(server):
+        return await asyncio.to_thread(server.stop, within=14.0), server.stderr()
+
+
 @pytest.fixture(scope="module")
-def waits(server: Server) -> Iterator[AllAtOnce]:
+def waits(server: Server, database_url: str) -> Iterator[AllAtOnce]:
     """All that takes its time."""
-    with AllAtOnce(
-        half_open=half_open(server.port),
-        unread=unread(server),
-        late=late(server.port),
-        **{kind: stall(server.port, kind) for kind in STALLS},
-        **{kind: slow(server.port, chunked=chunked) for kind, chunked in SLOW.items()},
-    ) as all_at_once:
+    with (
+        servers(database_url) as serve,
+        AllAtOnce(
+            half_open=half_open(server.port),
+            unread=unread(server),
+            stopped=stopped(serve),
+            late=late(server.port),
+            **{kind: stall(server.port, kind) for kind in STALLS},
+            **{kind: slow(server.port, chunked=chunked) for kind, chunked in SLOW.items()},
+        ) as all_at_once,
+    ):
         yield all_at_once
 
 
@@ -255,18 +269,30 @@ FLOODS = {
 }
 
 
+@pytest.fixture(scope="module")
+def flooded(database_url: str) -> Iterator[tuple[Server, float]]:
+    """A server that has served for a while, for all these floods, and its memory before them."""
+    with servers(database_url) as serve:
+        server = serve()
+        asyncio.run(Life(server.port).steps(100))
+        yield server, rss(server.process.pid)
+
+
 @pytest.mark.parametrize("kind", FLOODS)
-def test_a_flood_is_cut_off_and_fills_no_memory(serve: Serve, kind: str) -> None:
-    server = serve()
-    asyncio.run(Life(server.port).steps(100))
+def test_a_flood_is_cut_off_and_fills_no_memory(flooded: tuple[Server, float], kind: str) -> None:
+    """Nor do all of them together."""
+    server, before = flooded
+    grown = rss(server.process.pid) - before
 
     async def two() -> list[bytes]:
         return await together(flood(server.port, *FLOODS[kind]) for _ in range(2))
 
     with peak_rss(server.process.pid) as growth:
         said = asyncio.run(two())
-    assert growth[0] < 15.0
-    print(f"{kind}: grew by {growth[0]:.1f} MiB, said {sorted(each[9:12] for each in said)}")
+    grown += growth[0]
+    assert grown < 15.0
+    codes = sorted(each[9:12] for each in said)
+    print(f"{kind}: grew by {growth[0]:.1f} MiB, {grown:.1f} MiB with those before, said {codes}")
     for each in filter(None, said):
         [answer] = asyncio.run(answers_in(each))
         if "body" not in kind and "trailers" not in kind and "chunk" not in kind:
@@ -306,6 +332,44 @@ async def test_a_head_over_64_kib_is_431_and_one_below_is_served(
                 answer = await read_answer(reader)
                 assert (answer.status, answer.body) == (200, {"status": "ok"})
         writer.close()
+
+
+# Tokens
+
+
+SIZES = {"small-tokens": (0, 12_000), "large-tokens": (9_000, 2_500)}
+
+
+@pytest.mark.parametrize(("size", "count"), SIZES.values(), ids=SIZES)
+async def test_the_token_memory_is_bounded_under_a_flood_of_tokens(
+    serve: Serve, size: int, count: int
+) -> None:
+    """A second and a third flood, as large as the first, find room where that was."""
+    server = await asyncio.to_thread(serve)
+    made = 0
+
+    def new_token() -> str:
+        nonlocal made
+        made += 1
+        now = int(time.time())
+        claims = {"sub": new_user(), "exp": now + 3600, "n": made, "more": "x" * size}
+        return jwt.encode(claims, SECRET, "HS256")
+
+    async def call(number: int) -> None:
+        caller = Caller(server.port)
+        for _ in range(number):
+            caller.headers = {"Authorization": f"Bearer {new_token()}", "Origin": ORIGIN}
+            answer = await caller.ask("GET", "/api/nothing/here")
+            assert (answer.status, answer.body["error_code"]) == (404, "NOT_FOUND")
+        await caller.close()
+
+    async def flood() -> float:
+        await together(call(count // 20) for _ in range(20))
+        return rss(server.process.pid)
+
+    first, _, third = [await flood() for _ in range(3)]
+    assert third <= 1.05 * first
+    print(f"{made} tokens: {first:.1f} MiB after a third of them, {third:.1f} MiB after all")
 
 
 # Those who leave
@@ -350,13 +414,6 @@ async def test_those_who_hang_up_leave_nothing_behind(serve: Serve, database_url
     assert "Traceback" not in server.stderr()
 
 
-async def test_who_reads_nothing_does_not_keep_the_server_from_ending(serve: Serve) -> None:
-    server = serve()
-    async with who_reads_nothing(server):
-        assert await asyncio.to_thread(server.stop, within=14.0) == 0
-    assert "Traceback" not in server.stderr()
-
-
 # How the waiting ended
 
 
@@ -393,6 +450,12 @@ def test_an_answer_that_nobody_reads_is_dropped(waits: AllAtOnce) -> None:
     seconds = waits["unread"]
     assert 20.0 < seconds < 55.0
     print(f"dropped after {seconds:.1f} s")
+
+
+def test_who_reads_nothing_does_not_keep_the_server_from_ending(waits: AllAtOnce) -> None:
+    code, log = waits["stopped"]
+    assert code == 0
+    assert "Traceback" not in log
 
 
 def test_the_log_of_all_this_holds_no_traceback(waits: AllAtOnce, server: Server) -> None:

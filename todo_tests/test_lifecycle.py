@@ -145,10 +145,10 @@ SIGNALS = (signal.SIGTERM, pytest.param(signal.SIGHUP, marks=ignored))
 @pytest.mark.parametrize("signal_number", SIGNALS, ids=lambda number: number.name)
 @pytest.mark.parametrize("workers", WORKERS)
 async def test_a_signal_finishes_what_is_in_flight(
-    workers: str, signal_number: signal.Signals, serve: Serve, own_postgres: NewPostgres
+    workers: str, signal_number: signal.Signals, serve: Serve, fresh_database: str
 ) -> None:
     """Ten writes wait for a lock when the signal comes; idle connections and newcomers do not."""
-    url = (await asyncio.to_thread(own_postgres)).create_database(schema=True)
+    url = fresh_database
     settings = {"WORKERS": workers, "DB_TIMEOUT": "20"}
     server = await asyncio.to_thread(serve, settings, database_url=url)
     callers = [Caller(server.port, "writer") for _ in range(10)]

@@ -118,7 +118,7 @@ def test_a_locked_table_is_a_timeout_through_the_pooler_too(
 ) -> None:
     url = postgres_behind_a_pooler.create_database(schema=True)
     pooler = start_bouncer(postgres_behind_a_pooler.port, default_pool_size=3)
-    server = serve({"DB_TIMEOUT": "2"}, database_url=pooler.url(url))
+    server = serve({"DB_TIMEOUT": "1"}, database_url=pooler.url(url))
     callers = [Caller(server.port) for _ in range(20)]
 
     async def lock(number: int) -> None:
@@ -126,7 +126,7 @@ def test_a_locked_table_is_a_timeout_through_the_pooler_too(
             locker.execute(LOCKED_TABLE)
             for answer in await together(caller.ask("GET", "") for caller in callers[:number]):
                 assert (answer.status, answer.body) == (500, DATABASE_TIMEOUT)
-                assert answer.seconds < 3.0
+                assert answer.seconds < 2.0
             if number <= 3:  # else PgBouncer still starts what it kept in its queue meanwhile
                 await soon(nothing_waits, within=1.0, why="statements still wait on the server")
         for answer in await together(caller.ask("GET", "") for caller in callers):
