@@ -752,6 +752,7 @@ def failures_answered() -> Iterator[tuple[dict[str, httpx.Response], str]]:
             yield answers, server.stderr()
 
 
+@pytest.mark.slow
 @failures
 def test_a_failure_is_answered_in_general_words(
     failures_answered: tuple[dict[str, httpx.Response], str], code: str
@@ -762,6 +763,7 @@ def test_a_failure_is_answered_in_general_words(
     assert answer.elapsed.total_seconds() < 0.5 + 1
 
 
+@pytest.mark.slow
 @failures
 def test_a_failure_has_all_headers(
     failures_answered: tuple[dict[str, httpx.Response], str], code: str
@@ -777,6 +779,7 @@ def test_a_failure_has_all_headers(
     assert "server" not in headers
 
 
+@pytest.mark.slow
 @failures
 def test_a_failure_is_logged_with_its_request_id(
     failures_answered: tuple[dict[str, httpx.Response], str], code: str
@@ -788,6 +791,7 @@ def test_a_failure_is_logged_with_its_request_id(
     assert code in line or code == "NOT_READY"
 
 
+@pytest.mark.slow
 def test_the_whole_exception_of_an_unexpected_failure_is_logged(
     failures_answered: tuple[dict[str, httpx.Response], str],
 ) -> None:
