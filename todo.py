@@ -2407,6 +2407,8 @@ HOPELESS = {
 WAITING = "waiting for the database, or for a lock on the table tasks"
 DEV = Path(".todo-dev")  # where `dev` keeps all that is its own
 DEV_URL = DEV / "neon_db_url"  # of its PostgreSQL, while that runs
+# What `dev` writes down of its environment, because `check` runs in another terminal.
+SHARED_WITH_CHECK = ("better_auth_url", "allowed_origins", "jwt_issuer", "jwt_audience", "jwks_url")
 DEV_RUNS = DEV / "running"  # which process has locked the folder, and where it serves
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -2957,11 +2959,15 @@ def prepare_dev_folder(sockets: str) -> None:
     DEV_RUNS.write_text(f"process {os.getpid()}")
     host = quote(sockets, safe="")
     DEV_URL.write_text(f"postgresql://postgres@/postgres?port=5432&host={host}")
-    kept = {"secret": secrets.token_urlsafe(32), "url": "http://localhost:3000"}
-    for name, value in kept.items():
-        file = DEV / f"better_auth_{name}"
-        file.touch(stat.S_IRUSR | stat.S_IWUSR)
-        if not file.read_text():
+    kept = {name: os.environ.get(name.upper(), "") for name in SHARED_WITH_CHECK}
+    kept["better_auth_url"] = kept["better_auth_url"] or "http://localhost:3000"
+    secret = DEV / "better_auth_secret"
+    kept[secret.name] = secret.read_text() if secret.exists() else ""
+    kept[secret.name] = kept[secret.name] or secrets.token_urlsafe(32)
+    for file, value in ((DEV / name, value) for name, value in kept.items()):
+        file.unlink(missing_ok=True)
+        if value:
+            file.touch(stat.S_IRUSR | stat.S_IWUSR)
             file.write_text(value)
 
 
@@ -2995,6 +3001,8 @@ def dev_settings() -> Settings:
 def settings_to_check() -> Settings:
     """Settings of the service, else of the `dev` that runs in this folder. Raises StartupError."""
     if os.environ.get("NEON_DB_URL") or Path(".env").exists() or not DEV.is_dir():
+        if DEV_URL.exists():
+            log.warning("`todo.py dev` runs here too; what follows is about .env or NEON_DB_URL")
         return Settings.load()
     if not DEV_URL.exists():
         raise StartupError(
@@ -3038,7 +3046,7 @@ def print_token(user: str, seconds: int) -> None:
     of_dev = DEV / "better_auth_secret"
     if of_dev.exists() and of_dev.read_text() != settings.better_auth_secret.get_secret_value():
         place = "the environment" if "BETTER_AUTH_SECRET" in os.environ else ".env"
-        log.warning("signed with the BETTER_AUTH_SECRET of %s, not with that of %s/", place, DEV)
+        log.warning("signed with the BETTER_AUTH_SECRET of %s, so `todo.py dev` refuses it", place)
     say(sign_token(settings, user, seconds))
 
 

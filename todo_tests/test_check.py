@@ -185,10 +185,10 @@ def run(folder: Path, *arguments: str, said: str = "", **given: str) -> tuple[in
 @pytest.mark.slow
 def test_check_and_token_work_in_the_folder_of_dev(serve: Serve) -> None:
     """`todo.py token demo | todo.py check`; a Better Auth is not needed."""
-    server = serve(NO_SETTINGS, args=("dev",), files=("todo.py", "schema.sql"), wait=False)
-    server.wait_until_it_serves()
     better_auth = f"http://localhost:{free_port()}"
-    (server.folder / ".todo-dev/better_auth_url").write_text(better_auth)
+    given = {**NO_SETTINGS, "BETTER_AUTH_URL": better_auth}  # known to `dev` alone
+    server = serve(given, args=("dev",), files=("todo.py", "schema.sql"), wait=False)
+    server.wait_until_it_serves()
     code, token, said = run(server.folder, "token", "demo")
     assert (code, said) == (0, "")
     code, out, said = run(server.folder, "check", said=token)
@@ -200,7 +200,9 @@ def test_check_and_token_work_in_the_folder_of_dev(serve: Serve) -> None:
     assert out.endswith("ok    check: all is well, but read the notes\n")
     (server.folder / ".env").write_text(f"BETTER_AUTH_SECRET={SECRET}\n")
     code, token, said = run(server.folder, "token", "demo")
-    assert said == ("signed with the BETTER_AUTH_SECRET of .env, not with that of .todo-dev/\n")
+    assert said == "signed with the BETTER_AUTH_SECRET of .env, so `todo.py dev` refuses it\n"
+    code, out, said = run(server.folder, "check")
+    assert said.startswith("`todo.py dev` runs here too; what follows is about .env")
     answer = httpx.get(
         server.url + path_of("demo"), headers={"Authorization": f"Bearer {token[:-1]}"}
     )
