@@ -2962,12 +2962,13 @@ def prepare_dev_folder(sockets: str) -> None:
     kept = {name: os.environ.get(name.upper(), "") for name in SHARED_WITH_CHECK}
     kept["better_auth_url"] = kept["better_auth_url"] or "http://localhost:3000"
     secret = DEV / "better_auth_secret"
-    kept[secret.name] = secret.read_text() if secret.exists() else ""
-    kept[secret.name] = kept[secret.name] or secrets.token_urlsafe(32)
+    if not (secret.exists() and secret.read_text()):
+        kept[secret.name] = secrets.token_urlsafe(32)
     for file, value in ((DEV / name, value) for name, value in kept.items()):
         file.unlink(missing_ok=True)
         if value:
             file.touch(stat.S_IRUSR | stat.S_IWUSR)
+            os.chown(file, DEV.stat().st_uid, -1)  # root may use somebody else's folder
             file.write_text(value)
 
 
