@@ -976,9 +976,9 @@ class Settings(TokenSettings):
 def misspelt_variables() -> Iterator[str]:
     """What the environment or `.env` has that looks like a variable of ours, and is none."""
     ours = {name.upper() for name in Settings.model_fields}
-    # `dev` does without a file that it may not read.
-    readable = Path(".env").is_file() and os.access(".env", os.R_OK)
-    dotenv = Path(".env").read_text(errors="replace") if readable else ""
+    dotenv = ""
+    with suppress(OSError):  # `dev` does without a file that it may not read
+        dotenv = Path(".env").read_text(errors="replace")
     in_dotenv = re.findall(r"^\s*(?:export\s+)?(\w+)\s*=", dotenv, re.MULTILINE)
     for name in sorted({*os.environ, *in_dotenv}):
         alike = difflib.get_close_matches(name.upper(), ours, 1, cutoff=0.87)
@@ -2793,10 +2793,12 @@ def check_database(connection: Client, user: str | None) -> Iterator[Finding]:
 def check_keys(settings: Settings, url: str) -> Iterator[Finding]:
     """Findings on Better Auth's JWKS."""
     place = url.partition("?")[0]  # a query may hold a key of the operator's
+    # `dev` proposes a Better Auth that need not be there.
+    fault = FAIL if "better_auth_url" in settings.model_fields_set else NOTE
     try:
         keys, unusable = asyncio.run(fetch_jwks(url))
     except JWKSError as exc:
-        if "better_auth_url" not in settings.model_fields_set:  # the one that `dev` proposes
+        if fault == NOTE:
             yield NOTE, "JWKS", f"no Better Auth at {place}: fine until your frontend uses one"
             return
         base = settings.better_auth_url.rstrip("/")
@@ -2805,7 +2807,7 @@ def check_keys(settings: Settings, url: str) -> Iterator[Finding]:
         yield FAIL, "JWKS", f"{place}: {exc}. {advice}. JWKS_URL names another place."
         return
     algorithms = ", ".join(sorted({algorithm for _, algorithm in keys}))
-    yield OK if keys else FAIL, "JWKS", f"{len(keys)} usable keys {algorithms} at {place}"
+    yield OK if keys else fault, "JWKS", f"{len(keys)} usable keys {algorithms} at {place}"
     for reason in unusable:
         yield NOTE, "JWKS", f"{reason}; needed are a kid and an alg of {', '.join(ASYMMETRIC)}"
 
@@ -2956,6 +2958,7 @@ def prepare_dev_folder(sockets: str) -> None:
         raise StartupError(
             f"another `todo.py dev` runs in {Path.cwd()} ({runs}): use that one, or stop it first"
         ) from None
+    DEV_RUNS.unlink(missing_ok=True)  # it may be root's
     DEV_RUNS.write_text(f"process {os.getpid()}")
     host = quote(sockets, safe="")
     DEV_URL.write_text(f"postgresql://postgres@/postgres?port=5432&host={host}")
@@ -2964,7 +2967,8 @@ def prepare_dev_folder(sockets: str) -> None:
     secret = DEV / "better_auth_secret"
     if not (secret.exists() and secret.read_text()):
         kept[secret.name] = secrets.token_urlsafe(32)
-    for file, value in ((DEV / name, value) for name, value in kept.items()):
+    for name, value in kept.items():
+        file = DEV / name
         file.unlink(missing_ok=True)
         if value:
             file.touch(stat.S_IRUSR | stat.S_IWUSR)

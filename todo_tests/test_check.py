@@ -96,6 +96,19 @@ def test_keys_come_over_https_from_whom_the_certificates_of_the_system_prove(
     todo._tls.cache_clear()
 
 
+def test_without_a_usable_key_is_a_note_where_dev_proposes_the_place(
+    make_settings: MakeSettings,
+) -> None:
+    """A new Better Auth makes its first key with its first token."""
+    settings = make_settings()
+    of_dev = todo.Settings.model_construct(
+        settings.model_fields_set - {"better_auth_url"}, **dict(settings)
+    )
+    with answering(body={"keys": []}) as url:
+        assert findings(settings, url) == [f"FAIL JWKS: 0 usable keys  at {url}"]
+        assert findings(of_dev, url) == [f"note JWKS: 0 usable keys  at {url}"]
+
+
 # Settings
 
 

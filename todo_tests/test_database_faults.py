@@ -15,6 +15,7 @@ import time
 import urllib.parse
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -174,14 +175,23 @@ class Silence(NamedTuple):
     lists: list[Answer]
 
 
-async def silence(postgres: OwnPostgres, serve: Serve) -> Silence:
+@asynccontextmanager
+async def silenced(
+    postgres: OwnPostgres, serve: Serve, settings: dict[str, str], number: int
+) -> AsyncIterator[tuple[Wire, Server, list[Caller]]]:
+    """A server whose network to the database fell silent when it had answered each caller once."""
     url = await asyncio.to_thread(postgres.create_database, schema=True)
     async with Wire(postgres.port).laid() as wire:
-        settings = {"DB_TIMEOUT": "60", "DB_POOL_SIZE": "2"}
         server = await asyncio.to_thread(serve, settings, database_url=wire.url(url))
-        callers = [Caller(server.port) for _ in range(4)]
+        callers = [Caller(server.port) for _ in range(number)]
         await together(caller.ask("GET", "") for caller in callers)
         wire.flowing.clear()
+        yield wire, server, callers
+
+
+async def silence(postgres: OwnPostgres, serve: Serve) -> Silence:
+    settings = {"DB_TIMEOUT": "60", "DB_POOL_SIZE": "2"}
+    async with silenced(postgres, serve, settings, 4) as (_, server, callers):
         ready = asyncio.create_task(Caller(server.port).ask("GET", "/readyz"))
         lists = [asyncio.create_task(caller.ask("GET", "")) for caller in callers]
         await asyncio.sleep(0.5)
@@ -648,14 +658,8 @@ async def test_a_network_that_falls_silent_is_a_timeout_and_nothing_more(
     own_postgres: NewPostgres, serve: Serve
 ) -> None:
     """No packet comes through, not even that of the cancellation."""
-    postgres = own_postgres()
-    url = postgres.create_database(schema=True)
-    async with Wire(postgres.port).laid() as wire:
-        settings = {"DB_TIMEOUT": "1", "DB_POOL_SIZE": "4"}
-        server = await asyncio.to_thread(serve, settings, database_url=wire.url(url))
-        callers = [Caller(server.port) for _ in range(12)]
-        await together(caller.ask("GET", "") for caller in callers)
-        wire.flowing.clear()
+    settings = {"DB_TIMEOUT": "1", "DB_POOL_SIZE": "4"}
+    async with silenced(own_postgres(), serve, settings, 12) as (wire, _, callers):
         for _ in range(2):
             answers = await together(caller.ask("GET", "") for caller in callers)
             for answer in answers:
